@@ -1,0 +1,1 @@
+//! Makes the modules match their deployment; hostile until attested.

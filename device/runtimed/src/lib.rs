@@ -1,0 +1,1 @@
+//! Module registrations, attestation, engines, workload and management APIs.

@@ -1,0 +1,1 @@
+//! The hub: enrolment, registry, twins, messages, deployments.

@@ -1,0 +1,1 @@
+//! Simulated world, conformance, load generator, tidy tests; never shipped.

@@ -1,0 +1,1 @@
+//! Keys, key policy and the software store.

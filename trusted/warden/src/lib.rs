@@ -1,0 +1,1 @@
+//! Starts, measures and ends processes; the one root process.
