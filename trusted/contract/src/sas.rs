@@ -530,6 +530,23 @@ pub fn decode(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
+/// The ways clients write one resource: as it is, encoded once, encoded twice.
+fn spellings(resource: &str) -> Vec<String> {
+    let once = decode(resource);
+    let twice = once.as_deref().and_then(decode);
+    std::iter::once(resource.to_owned())
+        .chain(once)
+        .chain(twice)
+        .collect()
+}
+
+fn is_below(path: &str, parent: &str) -> bool {
+    let Some((head, tail)) = path.split_at_checked(parent.len()) else {
+        return false;
+    };
+    head.eq_ignore_ascii_case(parent) && (tail.is_empty() || tail.starts_with('/'))
+}
+
 /// Unix seconds with an optional fraction, which is dropped.
 fn seconds(text: &str) -> Option<i64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
@@ -660,6 +677,21 @@ mod tests {
                 expected,
                 "{resource}"
             );
+        }
+    }
+
+    #[test]
+    fn a76_a_policy_token_for_one_device_reaches_no_other() {
+        for (resource, good) in [
+            ("hub.example.net", true),
+            ("hub.example.net%2Fdevices", true),
+            ("hub.example.net%2Fdevices%2Fdev-1", true),
+            ("hub.example.net/dev", false),
+            ("hub.example.net/devices/dev", false),
+            ("hub.example.net/devices/dev-2", false),
+            ("", false),
+        ] {
+            assert_eq!(AGENT.is_within(resource), good, "{resource}");
         }
     }
 
