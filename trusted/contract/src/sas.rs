@@ -186,15 +186,15 @@ impl Audience<'_> {
     #[must_use]
     pub fn covers(&self, resource: &str) -> bool {
         let path = self.path();
-        let once = decode(resource);
-        let twice = once.as_deref().and_then(decode);
-        let below = |text: &str| {
-            let Some((head, tail)) = text.split_at_checked(path.len()) else {
-                return false;
-            };
-            head.eq_ignore_ascii_case(&path) && (tail.is_empty() || tail.starts_with('/'))
-        };
-        below(resource) || once.is_some_and(|t| below(&t)) || twice.is_some_and(|t| below(&t))
+        spellings(resource).iter().any(|text| is_below(text, &path))
+    }
+
+    /// Whether a policy's token with this resource text reaches as far as this audience: the same
+    /// path or one above it.
+    #[must_use]
+    pub fn is_within(&self, resource: &str) -> bool {
+        let path = self.path();
+        spellings(resource).iter().any(|text| is_below(&path, text))
     }
 }
 
