@@ -67,12 +67,21 @@ macro_rules! name {
     };
 }
 
-fn printable(text: &str) -> Result<(), &'static str> {
+fn length(text: &str, most: usize) -> Result<(), &'static str> {
     match text.len() {
         0 => Err("empty"),
-        1..=256 if text.bytes().all(|b| (0x20..0x7f).contains(&b)) => Ok(()),
-        1..=256 => Err("only printable ASCII is allowed"),
-        _ => Err("longer than 256 bytes"),
+        n if n > most => Err("too long"),
+        _ => Ok(()),
+    }
+}
+
+fn printable(text: &str) -> Result<(), &'static str> {
+    length(text, 256)?;
+    let fits = text.bytes().all(|b| (0x20..0x7f).contains(&b));
+    if fits {
+        Ok(())
+    } else {
+        Err("only printable ASCII is allowed")
     }
 }
 
@@ -82,11 +91,7 @@ fn module(text: &str) -> Result<(), &'static str> {
         "$edgeAgent" | "$edgeHub" => &text[1..],
         _ => text,
     };
-    match plain.len() {
-        0 => return Err("empty"),
-        1..=128 => {}
-        _ => return Err("longer than 128 bytes"),
-    }
+    length(plain, 128)?;
     if !plain.as_bytes()[0].is_ascii_alphanumeric() {
         return Err("must begin with a letter or digit");
     }
@@ -100,11 +105,7 @@ fn module(text: &str) -> Result<(), &'static str> {
 }
 
 fn hub_id(text: &str, more: &[u8]) -> Result<(), &'static str> {
-    match text.len() {
-        0 => return Err("empty"),
-        1..=128 => {}
-        _ => return Err("longer than 128 bytes"),
-    }
+    length(text, 128)?;
     let fits =
         |b: u8| b.is_ascii_alphanumeric() || b"-.%_*?!(),:=@$'".contains(&b) || more.contains(&b);
     if text.bytes().all(fits) {
@@ -115,11 +116,7 @@ fn hub_id(text: &str, more: &[u8]) -> Result<(), &'static str> {
 }
 
 fn registration(text: &str) -> Result<(), &'static str> {
-    match text.len() {
-        0 => return Err("empty"),
-        1..=128 => {}
-        _ => return Err("longer than 128 bytes"),
-    }
+    length(text, 128)?;
     if !text
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
@@ -134,11 +131,7 @@ fn registration(text: &str) -> Result<(), &'static str> {
 }
 
 fn host(text: &str) -> Result<(), &'static str> {
-    match text.len() {
-        0 => return Err("empty"),
-        1..=261 => {}
-        _ => return Err("longer than 261 bytes"),
-    }
+    length(text, 261)?;
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
     if text.bytes().all(fits) {
         Ok(())
@@ -148,11 +141,12 @@ fn host(text: &str) -> Result<(), &'static str> {
 }
 
 fn generation(text: &str) -> Result<(), &'static str> {
-    match text.len() {
-        0 => return Err("empty"),
-        1..=128 if text.bytes().all(|b| b.is_ascii_graphic() && b != b'/') => Ok(()),
-        1..=128 => Err("a character is not allowed"),
-        _ => Err("longer than 128 bytes"),
+    length(text, 128)?;
+    let fits = text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    if fits {
+        Ok(())
+    } else {
+        Err("a character is not allowed")
     }
 }
 

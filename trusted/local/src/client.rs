@@ -1,0 +1,282 @@
+//! The caller's side: a typed call to another daemon on a pooled connection (D2).
+
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use contract::endpoint::{Api, Body, Endpoint, Target, write_path};
+use zeroize::Zeroizing;
+
+use crate::http::{self, BodyState, HttpError};
+
+/// Most bytes of an answer.
+const ANSWER: usize = 4 * 1024 * 1024;
+/// Most connections kept open for the next call.
+const KEPT: usize = 16;
+
+/// Why a call brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The daemon cannot be reached.
+    #[error("{api} API at {path}: cannot connect; is the daemon running?")]
+    Connect {
+        /// Which API.
+        api: &'static str,
+        /// Its socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The connection broke or was too slow.
+    #[error("{api} API: the connection broke before the answer")]
+    Broken {
+        /// Which API.
+        api: &'static str,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The answer is no answer.
+    #[error("{api} API: unreadable answer: {why}")]
+    Answer {
+        /// Which API.
+        api: &'static str,
+        /// What was wrong with it.
+        why: String,
+    },
+    /// The daemon refused.
+    #[error("{message}")]
+    Refused {
+        /// The status.
+        status: u16,
+        /// Its words.
+        message: String,
+    },
+}
+
+impl CallError {
+    /// The status of a refusal.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+/// A daemon's socket, with connections kept open between calls.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    timeout: Duration,
+    kept: Mutex<Vec<UnixStream>>,
+}
+
+impl Client {
+    /// A client of the socket at this path; nothing is opened yet.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let timeout = Duration::from_secs(30);
+        Self {
+            path: path.into(),
+            timeout,
+            kept: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The longest wait for an answer; 30 s unless set.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Where the daemon listens.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// One call.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn call<E: Endpoint>(
+        &self,
+        target: &E::Target,
+        body: &E::Request,
+    ) -> Result<E::Response, CallError> {
+        let api = E::Api::NAME;
+        let path = write_path(E::PATH, &target.write(), E::Api::CURRENT);
+        let request = request(E::METHOD.as_str(), &path, body.write());
+        let (status, text) = self.exchange(api, &request)?;
+        let text = if text.is_empty() {
+            None
+        } else {
+            Some(text.as_slice())
+        };
+        if status >= 400 {
+            return Err(CallError::Refused {
+                status,
+                message: refusal(status, text),
+            });
+        }
+        E::Response::read(text).map_err(|error| CallError::Answer {
+            api,
+            why: error.to_string(),
+        })
+    }
+
+    /// Sends a request. A kept connection may have been closed by the other side while it was
+    /// idle; that shows before a byte of the answer, and the call goes once more on a fresh one.
+    fn exchange(
+        &self,
+        api: &'static str,
+        request: &[u8],
+    ) -> Result<(u16, Zeroizing<Vec<u8>>), CallError> {
+        let kept = self
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        if let Some(stream) = kept {
+            match self.once(api, stream, request) {
+                Err(Lost::Stale) => {}
+                Err(Lost::Call(error)) => return Err(error),
+                Ok(answer) => return Ok(answer),
+            }
+        }
+        let stream = self.connect(api)?;
+        self.once(api, stream, request).map_err(|lost| match lost {
+            Lost::Call(error) => error,
+            Lost::Stale => CallError::Broken {
+                api,
+                cause: io::ErrorKind::ConnectionReset.into(),
+            },
+        })
+    }
+
+    fn connect(&self, api: &'static str) -> Result<UnixStream, CallError> {
+        let open = || {
+            let stream = UnixStream::connect(&self.path)?;
+            stream.set_read_timeout(Some(self.timeout))?;
+            stream.set_write_timeout(Some(self.timeout))?;
+            Ok(stream)
+        };
+        open().map_err(|cause| CallError::Connect {
+            api,
+            path: self.path.clone(),
+            cause,
+        })
+    }
+
+    fn once(
+        &self,
+        api: &'static str,
+        mut stream: UnixStream,
+        request: &[u8],
+    ) -> Result<(u16, Zeroizing<Vec<u8>>), Lost> {
+        stream.write_all(request).map_err(|_| Lost::Stale)?;
+        let mut input = Zeroizing::new(Vec::with_capacity(4096));
+        let broken = |cause| Lost::Call(CallError::Broken { api, cause });
+        let unread = |why: HttpError| {
+            Lost::Call(CallError::Answer {
+                api,
+                why: why.to_string(),
+            })
+        };
+        let head = loop {
+            if let Some(head) = http::read_response_head(&input).map_err(unread)? {
+                if head.status >= 200 {
+                    break head;
+                }
+                input.drain(..head.length);
+                continue;
+            }
+            match fill(&mut stream, &mut input) {
+                Ok(0) if input.is_empty() => return Err(Lost::Stale),
+                Ok(0) => return Err(broken(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(e) if input.is_empty() && e.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(Lost::Stale);
+                }
+                Err(cause) => return Err(broken(cause)),
+            }
+        };
+        let Some(framing) = head.framing else {
+            // Without a length the body ends with the connection.
+            while fill(&mut stream, &mut input).map_err(broken)? > 0 {
+                if input.len() - head.length > ANSWER {
+                    return Err(unread(HttpError::BodyTooLong));
+                }
+            }
+            return Ok((head.status, Zeroizing::new(input[head.length..].to_vec())));
+        };
+        loop {
+            let rest = &input[head.length..];
+            match http::read_body(rest, framing, ANSWER).map_err(unread)? {
+                BodyState::Complete { body, used } => {
+                    if head.keep_alive && rest.len() == used {
+                        self.keep(stream);
+                    }
+                    return Ok((head.status, Zeroizing::new(body)));
+                }
+                BodyState::Partial => {
+                    if fill(&mut stream, &mut input).map_err(broken)? == 0 {
+                        return Err(broken(io::ErrorKind::UnexpectedEof.into()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn keep(&self, stream: UnixStream) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT {
+            kept.push(stream);
+        }
+    }
+}
+
+enum Lost {
+    /// A kept connection that the other side had closed.
+    Stale,
+    Call(CallError),
+}
+
+fn fill(stream: &mut UnixStream, input: &mut Vec<u8>) -> io::Result<usize> {
+    let start = input.len();
+    input.resize(start + 4096, 0);
+    let read = stream.read(&mut input[start..]);
+    input.truncate(start + read.as_ref().copied().unwrap_or(0));
+    read
+}
+
+fn request(method: &str, path: &str, body: Option<Vec<u8>>) -> Zeroizing<Vec<u8>> {
+    let body = Zeroizing::new(body.unwrap_or_default());
+    let mut out = Zeroizing::new(Vec::with_capacity(body.len() + path.len() + 128));
+    // Writing to a vector does not fail.
+    let _ = write!(out, "{method} {path} HTTP/1.1\r\nHost: holdfast\r\n");
+    if !body.is_empty() {
+        out.extend_from_slice(b"Content-Type: application/json\r\n");
+    }
+    if !body.is_empty() || method != "GET" {
+        let _ = write!(out, "Content-Length: {}\r\n", body.len());
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(&body);
+    out
+}
+
+fn refusal(status: u16, text: Option<&[u8]>) -> String {
+    #[derive(serde::Deserialize)]
+    struct Message {
+        message: String,
+    }
+    text.and_then(|text| serde_json::from_slice::<Message>(text).ok())
+        .map_or_else(|| format!("HTTP error {status}"), |m| m.message)
+}
