@@ -6,10 +6,16 @@
 //! Start at [`endpoint`] for the shape of an API, then open one file of [`api`].
 
 pub mod api;
+pub mod audit;
 pub mod bytes;
 pub mod endpoint;
+pub mod grant;
+pub mod handle;
 pub mod json;
 pub mod names;
+pub mod policy;
 pub mod refusal;
 pub mod sas;
+pub mod time;
 pub mod twin;
+pub mod warden;
