@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::audit::Event;
+
 /// What kind of refusal; one table maps it to the compatible status (security.md 8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -63,6 +65,8 @@ pub struct Refusal {
     pub message: String,
     /// What only the log reads.
     pub cause: Option<String>,
+    /// The audit event, where the refusal is one.
+    pub event: Option<Event>,
 }
 
 impl Refusal {
@@ -73,6 +77,7 @@ impl Refusal {
             class,
             message: message.into(),
             cause: None,
+            event: None,
         }
     }
 
@@ -83,6 +88,7 @@ impl Refusal {
             class: Class::Forbidden,
             message: "forbidden".to_owned(),
             cause: Some(cause.to_string()),
+            event: Some(Event::PeerRefused),
         }
     }
 
@@ -93,7 +99,15 @@ impl Refusal {
             class: Class::Internal,
             message: "internal error".to_owned(),
             cause: Some(cause.to_string()),
+            event: None,
         }
+    }
+
+    /// The same refusal, recorded as this event.
+    #[must_use]
+    pub fn recorded_as(mut self, event: Event) -> Self {
+        self.event = Some(event);
+        self
     }
 
     /// 400 in the compatible form of a named parameter (identity-service.md 1.4).

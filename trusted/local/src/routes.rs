@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use contract::audit::Event;
 use contract::endpoint::{Api, Ask, Body, Callers, Endpoint, Method, Parts, Target, match_path};
 use contract::json::{self, Limits};
 use contract::names::ModuleName;
@@ -173,18 +174,24 @@ fn admit<E: Endpoint, P: Gate>(
 ) -> Result<P::Principal, Refusal> {
     if matches!(E::CALLERS, Callers::Module) && module.is_none() {
         // A name outside the grammar is nobody's (A10, A14).
-        return Err(Refusal::forbidden("the path holds no module name"));
+        let alias = Refusal::forbidden("the path holds no module name");
+        if let Some(caller) = callers.first() {
+            parts.refused(caller, &alias.clone().recorded_as(Event::PeerAlias));
+        }
+        return Err(alias);
     }
     let mut principal = None;
     for caller in callers {
         let judged = parts.admit(E::CALLERS, module, caller).and_then(|one| {
             if !caller.alive() {
-                return Err(Refusal::forbidden("the caller exited before the decision"));
+                let gone = Refusal::forbidden("the caller exited before the decision");
+                return Err(gone.recorded_as(Event::PeerStale));
             }
             match &principal {
-                Some(first) if *first != one => Err(Refusal::forbidden(
-                    "another principal wrote to this connection",
-                )),
+                Some(first) if *first != one => {
+                    let other = Refusal::forbidden("another principal wrote to this connection");
+                    Err(other.recorded_as(Event::PeerWriterChanged))
+                }
                 _ => Ok(one),
             }
         });

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use contract::audit::Event;
 use contract::refusal::{Class, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -84,7 +85,8 @@ impl Connection {
                     return;
                 }
                 Err(End::Peer(error)) => {
-                    service.refused(&self.connector, &Refusal::forbidden(error));
+                    let stale = Refusal::forbidden(error).recorded_as(Event::PeerStale);
+                    service.refused(&self.connector, &stale);
                     let _ = self.write(403, Some(&message("forbidden")), true, limits);
                     return;
                 }
