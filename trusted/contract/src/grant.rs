@@ -57,8 +57,14 @@ impl GrantName {
         let text = text.into();
         match ModuleName::new(text.as_str()) {
             Ok(name) if name.plain() == text => Ok(Self(text)),
-            Ok(_) => Err(BadName { kind: "grant name", why: "begins with '$'" }),
-            Err(BadName { why, .. }) => Err(BadName { kind: "grant name", why }),
+            Ok(_) => Err(BadName {
+                kind: "grant name",
+                why: "begins with '$'",
+            }),
+            Err(BadName { why, .. }) => Err(BadName {
+                kind: "grant name",
+                why,
+            }),
         }
     }
 
@@ -136,7 +142,8 @@ impl TryFrom<GrantFile> for Grant {
     fn try_from(file: GrantFile) -> Result<Self, GrantError> {
         let member = |member, why| GrantError::Member { member, why };
         plain_path(&file.executable).map_err(|why| member("executable", why))?;
-        let digest = digest(&file.sha256).ok_or(member("sha256", "not 64 lower-case hex digits"))?;
+        let digest =
+            digest(&file.sha256).ok_or(member("sha256", "not 64 lower-case hex digits"))?;
         items(&file.args, text).map_err(|why| member("args", why))?;
         items(&file.read, plain_path).map_err(|why| member("read", why))?;
         items(&file.write, plain_path).map_err(|why| member("write", why))?;
@@ -197,7 +204,13 @@ impl Grant {
     /// # Errors
     /// [`GrantError::Ids`].
     pub fn check_ids(&self, standing: Standing) -> Result<(), GrantError> {
-        let refuse = |why| Err(GrantError::Ids { uid: self.uid, gid: self.gid, why });
+        let refuse = |why| {
+            Err(GrantError::Ids {
+                uid: self.uid,
+                gid: self.gid,
+                why,
+            })
+        };
         // u32::MAX means "leave unchanged" to the kernel: it would keep root.
         let impossible = |id: u32| id == 0 || id == u32::MAX;
         if impossible(self.uid) || impossible(self.gid) {
@@ -237,7 +250,12 @@ pub struct Entry {
 pub fn check_guarded(chain: &[Entry], owner: u32) -> Result<(), GrantError> {
     const STICKY: u32 = 0o1000;
     for (above, entry) in chain.iter().rev().enumerate() {
-        let refuse = |why| Err(GrantError::Unguarded { path: entry.path.clone(), why });
+        let refuse = |why| {
+            Err(GrantError::Unguarded {
+                path: entry.path.clone(),
+                why,
+            })
+        };
         if entry.uid != 0 && entry.uid != owner {
             return refuse("belongs to a user who is not trusted with it");
         }
@@ -255,7 +273,9 @@ pub fn check_guarded(chain: &[Entry], owner: u32) -> Result<(), GrantError> {
 /// What is wrong with it.
 pub fn plain_path(path: &str) -> Result<(), &'static str> {
     text(path)?;
-    let Some(rest) = path.strip_prefix('/') else { return Err("not an absolute path") };
+    let Some(rest) = path.strip_prefix('/') else {
+        return Err("not an absolute path");
+    };
     let plain = |part: &str| !matches!(part, "" | "." | "..");
     if rest.is_empty() || rest.split('/').all(plain) {
         Ok(())
@@ -268,7 +288,11 @@ fn text(text: &str) -> Result<(), &'static str> {
     if text.len() > MAX_TEXT {
         return Err("longer than 4096 bytes");
     }
-    if text.contains('\0') { Err("contains a NUL") } else { Ok(()) }
+    if text.contains('\0') {
+        Err("contains a NUL")
+    } else {
+        Ok(())
+    }
 }
 
 fn items(
@@ -331,7 +355,10 @@ mod tests {
     #[test]
     fn a89_a_grant_with_an_unknown_power_is_refused_and_the_known_ones_named() {
         let error = parse(|file| file["writes"] = serde_json::json!(["/"])).unwrap_err();
-        assert!(error.contains("unknown field `writes`") && error.contains("`write`"), "{error}");
+        assert!(
+            error.contains("unknown field `writes`") && error.contains("`write`"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -355,8 +382,13 @@ mod tests {
 
     #[test]
     fn ids_are_given_only_as_the_standing_allows() {
-        let root = Standing::Root { minimum_uid: 60_000 };
-        let user = Standing::User { uid: 1000, gid: 1000 };
+        let root = Standing::Root {
+            minimum_uid: 60_000,
+        };
+        let user = Standing::User {
+            uid: 1000,
+            gid: 1000,
+        };
         let cases = [
             (70_001, 70_001, root, true),
             (0, 70_001, root, false),
@@ -370,14 +402,22 @@ mod tests {
         for (uid, gid, standing, allowed) in cases {
             let mut grant = parse(|_| ()).unwrap();
             (grant.uid, grant.gid) = (uid, gid);
-            assert_eq!(grant.check_ids(standing).is_ok(), allowed, "{uid}:{gid} {standing:?}");
+            assert_eq!(
+                grant.check_ids(standing).is_ok(),
+                allowed,
+                "{uid}:{gid} {standing:?}"
+            );
         }
     }
 
     #[test]
     fn a89_a_file_others_could_change_is_refused() {
         let chain = |modes: [(u32, u32); 4]| {
-            modes.map(|(uid, mode)| Entry { path: format!("{uid}:{mode:o}"), uid, mode })
+            modes.map(|(uid, mode)| Entry {
+                path: format!("{uid}:{mode:o}"),
+                uid,
+                mode,
+            })
         };
         let good = [(0, 0o755), (0, 0o1777), (1000, 0o755), (1000, 0o644)];
         assert_eq!(check_guarded(&chain(good), 1000), Ok(()));
@@ -398,7 +438,10 @@ mod tests {
         ] {
             assert!(change(at, entry).is_err(), "{at} {entry:?}");
         }
-        assert!(check_guarded(&chain(good), 0).is_err(), "root does not trust uid 1000");
+        assert!(
+            check_guarded(&chain(good), 0).is_err(),
+            "root does not trust uid 1000"
+        );
     }
 
     #[test]
