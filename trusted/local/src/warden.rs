@@ -1,7 +1,7 @@
 //! The road to `warden`: one datagram is one frame, descriptors travel beside it.
 //!
 //! [`WardenClient`] is what `runtimed` holds; [`send`] and [`receive`] are both ends' way to the
-//! wire. The client believes an answer only from a socket that the expected user serves, and only
+//! wire. The client believes an answer only from a socket that a trusted user serves, and only
 //! with as many descriptors beside it as the frame requires. What is said is
 //! `contract::warden`.
 
@@ -62,12 +62,24 @@ pub struct WardenClient {
 }
 
 impl WardenClient {
-    /// Connects to a warden that runs as `server`: root, or the own user where everything runs
-    /// as one. Each later answer is awaited for at most `patience`.
+    /// Connects to a warden that runs as root, or as the own user where everything runs as one.
+    /// Each later answer is awaited for at most `patience`.
     ///
     /// # Errors
     /// [`WardenError::Connect`], or [`WardenError::Impostor`] when another user serves there.
-    pub fn connect(path: &Path, server: u32, patience: Duration) -> Result<Self, WardenError> {
+    pub fn connect(path: &Path, patience: Duration) -> Result<Self, WardenError> {
+        Self::connect_to(path, &[0, rustix::process::geteuid().as_raw()], patience)
+    }
+
+    /// Connects to a warden that runs as one of the given users.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_to(
+        path: &Path,
+        servers: &[u32],
+        patience: Duration,
+    ) -> Result<Self, WardenError> {
         let connected = || -> io::Result<OwnedFd> {
             let socket = seqpacket(SocketFlags::CLOEXEC)?;
             set_socket_timeout(&socket, Timeout::Recv, Some(patience))?;
@@ -79,7 +91,7 @@ impl WardenClient {
         };
         let socket = connected().map_err(WardenError::Connect)?;
         let peer = socket_peercred(&socket).map_err(|e| WardenError::Connect(e.into()))?;
-        if peer.uid.as_raw() != server {
+        if !servers.contains(&peer.uid.as_raw()) {
             return Err(WardenError::Impostor(peer.uid.as_raw()));
         }
         Ok(Self { socket })

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use contract::names::ModuleName;
 use contract::warden::Cgroup;
+use local::log;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
@@ -19,6 +21,13 @@ pub(crate) struct Cgroups {
     path: String,
 }
 
+/// How long leftovers may take to go.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
@@ -46,11 +55,7 @@ impl Cgroups {
     /// A fresh cgroup for a module.
     pub(crate) fn create(&self, module: &ModuleName) -> io::Result<(OwnedFd, Cgroup)> {
         let name = format!("{}{MARK}", module.plain());
-        // A leftover could not be removed while something was in it: then this fails too.
-        match unlinkat(&self.directory, name.as_str(), AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(cause) => return Err(cause.into()),
-        }
+        self.clear(&name)?;
         mkdirat(&self.directory, name.as_str(), Mode::from_raw_mode(0o755))?;
         let fd = openat(&self.directory, name.as_str(), DIRECTORY, Mode::empty())?;
         let cgroup = Cgroup {
@@ -66,29 +71,53 @@ impl Cgroups {
         let _ = unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
     }
 
-    /// Ends what a killed warden left behind, and removes its directories.
+    /// Ends what a killed warden left behind, and removes its directories. One that resists is
+    /// refused again when its module is to start.
     pub(crate) fn end_leftovers(&self) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(&self.directory)? {
             let entry = entry?;
-            let Some(name) = entry
-                .file_name()
-                .to_str()
-                .ok()
-                .filter(|name| name.ends_with(MARK))
-            else {
-                continue;
-            };
-            if let Ok(kill) = openat(
-                &self.directory,
-                format!("{name}/cgroup.kill"),
-                OFlags::WRONLY | OFlags::CLOEXEC,
-                Mode::empty(),
-            ) {
-                rustix::io::write(&kill, b"1")?;
+            let name = entry.file_name().to_string_lossy();
+            if name.ends_with(MARK)
+                && let Err(cause) = self.clear(&name)
+            {
+                log::warn(format_args!("leftover cgroup {name}: {cause}"));
             }
-            let _ = unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
         }
         Ok(())
+    }
+
+    /// Removes a leftover, after ending what is in it: processes of a warden that was killed are
+    /// ended by the kernel, but may not yet have gone.
+    fn clear(&self, name: &str) -> io::Result<()> {
+        let Ok(events) = openat(
+            &self.directory,
+            format!("{name}/cgroup.events"),
+            FILE,
+            Mode::empty(),
+        ) else {
+            return Ok(());
+        };
+        let kill = openat(
+            &self.directory,
+            format!("{name}/cgroup.kill"),
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        if let Ok(kill) = kill {
+            rustix::io::write(&kill, b"1")?;
+        }
+        let mut text = [0; 128];
+        loop {
+            let length = rustix::io::pread(&events, &mut text, 0)?;
+            if text[..length].starts_with(b"populated 0") {
+                break;
+            }
+            let mut changed = [PollFd::new(&events, PollFlags::PRI)];
+            if poll(&mut changed, Some(&PATIENCE))? == 0 {
+                return Err(io::ErrorKind::ResourceBusy.into());
+            }
+        }
+        Ok(unlinkat(&self.directory, name, AtFlags::REMOVEDIR)?)
     }
 
     /// Removes our directory, if nothing is left in it.

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use contract::grant::Standing;
 use contract::warden::End;
+use local::os::pidfd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, open};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
@@ -25,7 +26,6 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::measure::ended;
 use crate::os::{landlock, process, signal};
 use crate::plan::{Access, Plan, Presence, Sandbox};
 
@@ -140,10 +140,10 @@ fn prepare(plan: &Plan, sockets: Sockets, ends: &Ends<'_>) -> Result<File, Failu
 }
 
 fn warden_lives(ends: &Ends<'_>) -> Result<(), Failure> {
-    let lives = if ended(ends.warden) {
-        Err(io::ErrorKind::BrokenPipe)
-    } else {
+    let lives = if pidfd::alive(ends.warden) {
         Ok(())
+    } else {
+        Err(io::ErrorKind::BrokenPipe)
     };
     lives.step("wait for warden")
 }

@@ -35,17 +35,17 @@ pub fn run(path: &str) -> Result<(), Box<dyn Error>> {
         contract::grant::Standing::Root { .. } => cgroup::Cgroups::open(&config.cgroup_parent).ok(),
         contract::grant::Standing::User { .. } => None,
     };
-    if let Some(cgroups) = &cgroups {
-        cgroups.end_leftovers()?;
+    match &cgroups {
+        Some(cgroups) => cgroups.end_leftovers()?,
+        None => local::log::warn("modules get no cgroup: attestation by namespace alone"),
     }
     privileges::reduce()?;
     let modules = modules::Modules::new(config.clone(), cgroups);
     Ok(server::serve(config, &listener, modules)?)
 }
 
-/// An error and its causes in one line.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
+/// An error and its causes in one line, for the detail of a refusal.
+fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use local::log;
+
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let [option, path] = &arguments[..] else {
@@ -14,8 +16,7 @@ fn main() -> ExitCode {
     match warden::run(path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = format!("holdfast-warden: {}\n", warden::chain(error.as_ref()));
-            let _ = std::io::stderr().write_all(text.as_bytes());
+            log::failure(log::Level::Error, error.as_ref());
             ExitCode::FAILURE
         }
     }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use contract::warden::{
     Executable, ExecutableFlags, MAX_PID_NAMESPACES, Measured, Reason, Refusal,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use local::os::pidfd;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, fstat, openat, readlinkat, statx};
 
 use crate::cgroup;
@@ -53,24 +53,23 @@ pub(crate) fn measure(
 ) -> Result<Measured, MeasureError> {
     let pid = pid(pidfd)?;
     let facts = read(pid, digests);
+    // The kernel's word without a look at /proc, where it gives one (K4).
+    let cgroup = pidfd::info(pidfd)
+        .ok()
+        .map(|info| info.cgroup)
+        .filter(|id| *id != 0);
     // Not before everything has been read, and before any of it is believed.
-    if ended(pidfd) {
-        Err(MeasureError::Gone)
-    } else {
-        facts
+    if !pidfd::alive(pidfd) {
+        return Err(MeasureError::Gone);
     }
-}
-
-/// Whether the process behind a descriptor has ended.
-pub(crate) fn ended(pidfd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    poll(
-        &mut fds,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    ) != Ok(0)
+    let facts = facts?;
+    match (cgroup, &facts.cgroup) {
+        (Some(kernel), Some(read)) if kernel != read.id => Err(MeasureError::Hidden(
+            "the cgroup",
+            io::ErrorKind::InvalidData.into(),
+        )),
+        _ => Ok(facts),
+    }
 }
 
 /// The process and mount namespaces of a process that warden has just made.

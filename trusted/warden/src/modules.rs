@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use contract::names::ModuleName;
 use contract::warden::{End, LIST_PAGE, Reason, Refusal, Reply, Request, Start, State};
+use local::log;
 use rustix::process::Signal;
 
 use crate::cgroup::Cgroups;
@@ -67,7 +68,13 @@ impl Modules {
                 _ => Err(refuse(Reason::BadFrame, "no process descriptor")),
             },
         };
-        answer.unwrap_or_else(|refusal| (Reply::Refused(refusal), Vec::new()))
+        answer.unwrap_or_else(|refusal| {
+            log::warn(format_args!(
+                "refused ({:?}): {}",
+                refusal.reason, refusal.detail
+            ));
+            (Reply::Refused(refusal), Vec::new())
+        })
     }
 
     fn start(&mut self, start: &Start, beside: &[OwnedFd]) -> Result<Answer, Refusal> {
@@ -91,7 +98,16 @@ impl Modules {
                 return Err(refusal);
             }
         };
-        let reply = Reply::Started(module.facts.clone());
+        let facts = &module.facts;
+        log::info(format_args!(
+            "started {} under grant {} as {}:{}, process {}",
+            facts.module,
+            start.grant.as_str(),
+            facts.uid,
+            facts.gid,
+            facts.pid,
+        ));
+        let reply = Reply::Started(facts.clone());
         self.ended.remove(&start.module);
         self.running.insert(
             start.module.clone(),
@@ -177,6 +193,7 @@ impl Modules {
             .filter_map(|(name, entry)| Some((name.clone(), entry.module.reap()?)))
             .collect();
         for (name, end) in ended {
+            log::info(format_args!("{name} ended: {end:?}"));
             self.running.remove(&name);
             if let Some(cgroups) = &self.cgroups {
                 cgroups.remove(&name);

@@ -10,6 +10,9 @@ use std::time::Instant;
 
 use contract::grant::Standing;
 use contract::warden::{FrameError, MAX_BAD_FRAMES, Reason, Reply, Request};
+use local::log;
+use local::os::pidfd;
+use local::os::socket::peer_pidfd;
 use local::warden::{Message, receive, send, seqpacket, with_address};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{
@@ -18,12 +21,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SocketFlags, accept_with, bind, listen};
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::config::Config;
 use crate::guarded::{self, GuardError};
-use crate::measure::ended;
 use crate::modules::{Answer, Modules};
-use crate::os::{peer_pidfd, signal};
+use crate::os::signal;
 use crate::start::refuse;
 
 /// Most channels at once.
@@ -217,9 +220,21 @@ fn wait(
 fn accept(listener: &Listener, allowed: &[u32]) -> Option<Channel> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = accept_with(&listener.socket, flags).ok()?;
-    let peer = peer_pidfd(socket.as_fd()).ok()?;
-    let uid = socket_peercred(&socket).ok()?.uid.as_raw();
-    (allowed.contains(&uid) && !ended(peer.as_fd())).then_some(Channel {
+    let credentials = socket_peercred(&socket).ok()?;
+    let uid = credentials.uid.as_raw();
+    let peer = match peer_pidfd(&socket) {
+        // An older kernel. The user id is what counts here, the descriptor adds only that
+        // somebody of that number lives (R1).
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+            pidfd_open(credentials.pid, PidfdFlags::empty()).ok()?
+        }
+        peer => peer.ok()?,
+    };
+    if !allowed.contains(&uid) || !pidfd::alive(&peer) {
+        log::warn(format_args!("refused a caller with uid {uid}"));
+        return None;
+    }
+    Some(Channel {
         socket,
         peer,
         bad_frames: 0,
@@ -237,12 +252,13 @@ fn turn(channel: &mut Channel, modules: &mut Modules) -> Fate {
         Err(_) => return Fate::Close,
     };
     // Whoever connected may be gone, and another may write on what it left behind (A3).
-    if ended(channel.peer.as_fd()) {
+    if !pidfd::alive(&channel.peer) {
         return Fate::Close;
     }
     let (reply, beside) = match parse(&message) {
         Ok(request) => modules.answer(&request, &message.descriptors),
         Err(error) => {
+            log::warn(format_args!("a bad frame: {error}"));
             channel.bad_frames += 1;
             if channel.bad_frames >= MAX_BAD_FRAMES {
                 return Fate::Close;

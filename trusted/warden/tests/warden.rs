@@ -15,7 +15,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use contract::grant::Network;
+use contract::grant::{Grant, Network, Standing};
 use contract::warden::{
     End, ExecutableFlags, Facts, MAX_BODY, Reason, Reply, Request, State, VERSION, Weaker,
 };
@@ -332,6 +332,76 @@ fn a02_of_a_process_that_has_ended_nothing_is_told() {
 }
 
 #[test]
+fn a90_a_process_that_forks_into_further_namespaces_is_still_seen_below_its_module() {
+    for who in everybody() {
+        let world = World::new(who);
+        let script = "unshare --user --pid --fork --mount --propagation unchanged sh -c 'echo up; sleep 1000'";
+        world.grant("m", script, "");
+        let mut running = world.start("m", &[]).unwrap();
+        assert_eq!(running.line(), "up", "{who:?}");
+        let inner = world::child(world::child(running.program_pid()));
+        let facts = &running.running.facts;
+        let measured = world.client().measure(world::pidfd(inner).as_fd()).unwrap();
+        let own = fs::metadata("/proc/self/ns/pid").unwrap().ino();
+        assert_eq!(measured.pid_namespaces[1..], [facts.pid_ns, own], "{who:?}");
+        assert_ne!(measured.mount_ns, facts.mount_ns);
+        if who == Who::Root {
+            assert_eq!(measured.cgroup, facts.cgroup);
+        }
+    }
+}
+
+#[test]
+fn a02_a_channel_whose_connector_has_ended_is_closed() {
+    for who in everybody() {
+        let world = World::new(who);
+        let socket = seqpacket(SocketFlags::CLOEXEC).unwrap();
+        // Another process connects this very socket and ends; what it connected stays here.
+        let connector = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "connector", "--ignored"])
+            .env("WARDEN_SOCKET", world.socket())
+            .stdin(socket.try_clone().unwrap())
+            .output()
+            .unwrap();
+        assert!(connector.status.success(), "{connector:?}");
+        let frame = Request::List { after: None }.encode().unwrap();
+        let answered = send(socket.as_fd(), &frame, &[]).and_then(|()| receive(socket.as_fd()));
+        assert!(
+            answered.is_err() || answered.unwrap().frame.is_empty(),
+            "{who:?}"
+        );
+        assert!(world.client().list().unwrap().is_empty());
+    }
+}
+
+#[test]
+#[ignore = "the other process of the test above, not a test"]
+fn connector() {
+    let path = std::env::var("WARDEN_SOCKET").unwrap();
+    let connect = |to: &_| Ok(rustix::net::connect(std::io::stdin(), to)?);
+    with_address(Path::new(&path), connect).unwrap();
+}
+
+#[test]
+fn the_example_grants_are_in_form() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../policy/grants");
+    if !fs::exists(examples).unwrap() {
+        println!("SKIPPED: no source tree here");
+        return;
+    }
+    for example in fs::read_dir(examples).unwrap() {
+        let path = example.unwrap().path();
+        let grant: Result<Grant, _> = toml::from_str(&fs::read_to_string(&path).unwrap());
+        let grant = grant.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        grant
+            .check_ids(Standing::Root {
+                minimum_uid: 60_000,
+            })
+            .unwrap();
+    }
+}
+
+#[test]
 fn a_stopped_module_gets_its_grace_and_then_no_more() {
     for who in everybody() {
         let world = World::new(who);
@@ -393,11 +463,16 @@ fn a_killed_warden_leaves_no_process_and_the_next_removes_its_cgroups() {
         );
         let mut running = world.start("m", &[]).unwrap();
         assert_eq!(running.line(), "up");
-        let cgroup = running.running.facts.cgroup.clone();
+        let (cgroup, epoch) = (
+            running.running.facts.cgroup.clone(),
+            running.running.facts.epoch,
+        );
         world.kill();
+        world.restart();
         running.wait();
         assert_eq!(running.all(), "", "{who:?}");
-        world.kill_and_restart();
+        assert_eq!(world.client().status(&module("m")).unwrap(), State::Unknown);
+        assert!(world.client().list().unwrap().is_empty());
         let Some(cgroup) = cgroup else { continue };
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let at = mounts
@@ -407,6 +482,9 @@ fn a_killed_warden_leaves_no_process_and_the_next_removes_its_cgroups() {
         let at = at.split(' ').nth(1).unwrap().to_owned();
         assert!(fs::exists(format!("{at}/{}", world.cgroup_parent)).unwrap());
         assert!(!fs::exists(format!("{at}{}", cgroup.path)).unwrap());
+        let again = world.start("m", &[]).unwrap().running.facts;
+        assert_ne!(again.epoch, epoch);
+        assert_ne!(again.cgroup.unwrap().id, cgroup.id);
         let parent = format!("{at}/{}", world.cgroup_parent);
         drop(world);
         assert!(!fs::exists(parent).unwrap());

@@ -14,26 +14,6 @@ pub(crate) mod signal;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// The process descriptor of the process that connected (K3).
-pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let mut fd: libc::c_int = -1;
-    let mut length: libc::socklen_t = 4;
-    // SAFETY: the kernel writes at most `length` bytes, the size of an `int`, to a live local.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERPIDFD,
-            (&raw mut fd).cast(),
-            &raw mut length,
-        )
-    };
-    if done != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    owned(fd)
-}
-
 /// The namespace this namespace was created in, if the caller lies in it or above it.
 pub(crate) fn parent_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// `NS_GET_PARENT` of `linux/nsfs.h`.

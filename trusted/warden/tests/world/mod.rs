@@ -86,12 +86,12 @@ impl World {
         }
     }
 
-    /// Ends warden without a word, and starts another in its place.
-    pub(crate) fn kill_and_restart(&mut self) {
-        self.kill();
+    /// Starts another warden in the place of a killed one.
+    pub(crate) fn restart(&mut self) {
         self.process = launch(&self.dir, self.who, &self.cgroup_parent, &self.allowed);
     }
 
+    /// Ends warden without a word.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -103,7 +103,7 @@ impl World {
 
     pub(crate) fn client(&self) -> WardenClient {
         let patience = Duration::from_secs(30);
-        WardenClient::connect(&self.socket(), self.owner(), patience).unwrap()
+        WardenClient::connect_to(&self.socket(), &[self.owner()], patience).unwrap()
     }
 
     /// Warden's own user.
@@ -230,13 +230,25 @@ impl Module {
         wait(self.running.pidfd.as_fd());
     }
 
-    /// A process descriptor of the program itself, the child of the first process.
-    pub(crate) fn program(&self) -> OwnedFd {
-        let pid = self.running.facts.pid;
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let pid = children.split_whitespace().next().unwrap().parse().unwrap();
-        pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap()
+    /// The program itself, the child of the first process.
+    pub(crate) fn program_pid(&self) -> u32 {
+        child(self.running.facts.pid)
     }
+
+    pub(crate) fn program(&self) -> OwnedFd {
+        pidfd(self.program_pid())
+    }
+}
+
+/// The first child of a process.
+pub(crate) fn child(pid: u32) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+pub(crate) fn pidfd(pid: u32) -> OwnedFd {
+    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+    pidfd_open(pid, PidfdFlags::empty()).unwrap()
 }
 
 /// Copies a program by another process: a descriptor open for writing here could be inherited by
