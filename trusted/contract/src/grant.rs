@@ -7,7 +7,7 @@
 
 use serde::Deserialize;
 
-use crate::names::{BadName, ModuleName};
+pub use crate::names::GrantName;
 
 /// Most arguments, paths of one kind, and bytes of one text in a grant.
 const MAX_ITEMS: usize = 64;
@@ -42,37 +42,6 @@ pub enum GrantError {
         /// Why not.
         why: &'static str,
     },
-}
-
-/// Name of a grant: the file's name without `.toml`, in the grammar of a module's plain name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GrantName(String);
-
-impl GrantName {
-    /// Checks the text.
-    ///
-    /// # Errors
-    /// [`BadName`] when it does not fit the grammar.
-    pub fn new(text: impl Into<String>) -> Result<Self, BadName> {
-        let text = text.into();
-        match ModuleName::new(text.as_str()) {
-            Ok(name) if name.plain() == text => Ok(Self(text)),
-            Ok(_) => Err(BadName {
-                kind: "grant name",
-                why: "begins with '$'",
-            }),
-            Err(BadName { why, .. }) => Err(BadName {
-                kind: "grant name",
-                why,
-            }),
-        }
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 /// What of the network a module sees.

@@ -104,6 +104,14 @@ fn module(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+fn grant(text: &str) -> Result<(), &'static str> {
+    if text.starts_with('$') {
+        Err("begins with '$'")
+    } else {
+        module(text)
+    }
+}
+
 fn hub_id(text: &str, more: &[u8]) -> Result<(), &'static str> {
     length(text, 128)?;
     let fits =
@@ -161,6 +169,12 @@ name!(
 name!(
     /// A module's name, with the `$` of a system module where the caller wrote it.
     ModuleName, "module name", module
+);
+name!(
+    /// Name of a grant: its file's name without `.toml`, in the grammar of a module's plain name.
+    GrantName,
+    "grant name",
+    grant
 );
 name!(
     /// A device id in the hub's grammar (reference/cloud.md 3.2).

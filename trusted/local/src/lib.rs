@@ -9,6 +9,7 @@ pub mod audit;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod files;
 pub mod http;
 pub mod log;

@@ -4,7 +4,8 @@
     reason = "prctl and mallopt have no safe form for these options"
 )]
 
-use std::io;
+use std::mem::MaybeUninit;
+use std::{io, ptr};
 
 use super::check;
 
@@ -40,5 +41,44 @@ pub fn one_heap() {
     // SAFETY: mallopt with plain numbers, before other threads exist.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// From here on the signals that ask a daemon to stop wait for [`wait_for_stop`]. Call before
+/// other threads exist: they inherit it.
+///
+/// # Errors
+/// As the kernel says.
+pub fn block_stop_signals() -> io::Result<()> {
+    let set = stop_signals();
+    // SAFETY: `set` is a live and initialised signal set; no old set is asked for.
+    let failed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(failed))
+    }
+}
+
+/// Waits for one of the blocked signals.
+pub fn wait_for_stop() {
+    let set = stop_signals();
+    let mut signal = 0;
+    loop {
+        // SAFETY: both pointers are to live locals.
+        if unsafe { libc::sigwait(&raw const set, &raw mut signal) } == 0 {
+            return;
+        }
+    }
+}
+
+fn stop_signals() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set before it is used.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        set.assume_init()
     }
 }

@@ -1,0 +1,161 @@
+//! A module's identity: from the hub through `identityd`, or this device's own when there is none.
+//!
+//! Asked once per life of a module and kept; a signature then costs one call to `keyd`.
+
+use std::sync::Arc;
+
+use contract::api::identity::{
+    AziotIdentity, CreateModule, CreateModuleRequest, Identity as Wire, IdentityKind, OneModule,
+    ReadModule,
+};
+use contract::api::key::{CreateKey, CreateKeyRequest, Derive, DeriveRequest, Usage};
+use contract::bytes::Bytes;
+use contract::endpoint::Empty;
+use contract::names::{Generation, KeyId, ModuleId, ModuleName};
+use contract::refusal::{Class, Refusal};
+use local::client::CallError;
+use local::records::{self, Record};
+use serde::{Deserialize, Serialize};
+
+use crate::module::{Hub, Identity, Keeper, Module};
+use crate::runtime::Runtime;
+
+/// The key under all module keys of a device without a hub.
+const LOCAL_MASTER: &str = "holdfast_module_master_id";
+
+/// How often each module has been created on this device, when no hub counts.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Counts(std::collections::BTreeMap<String, u64>);
+
+impl Record for Counts {
+    const KIND: &'static str = "module-generations";
+    const VERSION: u32 = 1;
+}
+
+impl Runtime {
+    /// A module's identity, kept or asked for.
+    ///
+    /// # Errors
+    /// What `identityd` or `keyd` answered.
+    pub fn identity(&self, module: &Module) -> Result<Arc<Identity>, Refusal> {
+        if let Some(identity) = module.identity() {
+            return Ok(identity);
+        }
+        let identity = Arc::new(match self.hub_identity(module)? {
+            Some(spec) => from_hub(spec)?,
+            None => self.local_identity(&module.name)?,
+        });
+        module.keep_identity(Arc::clone(&identity));
+        Ok(identity)
+    }
+
+    /// What the hub knows of the module; `None` on a device that is not provisioned.
+    fn hub_identity(&self, module: &Module) -> Result<Option<AziotIdentity>, Refusal> {
+        let id = ModuleId::new(module.name.identity()).map_err(Refusal::internal)?;
+        let read = self
+            .identities
+            .call::<ReadModule>(&OneModule::aziot(id.clone()), &Empty);
+        let answer = match read {
+            // The device has a hub, but the hub has no such module: ours are created on the spot.
+            Err(CallError::Refused { status, message })
+                if module.keeper == Keeper::Us && !unprovisioned(status, &message) =>
+            {
+                let request = CreateModuleRequest {
+                    kind: IdentityKind::Aziot,
+                    module_id: id,
+                    local_id_opts: None,
+                };
+                self.identities.call::<CreateModule>(&(), &request)
+            }
+            answer => answer,
+        };
+        match answer {
+            Ok(Wire::Aziot(spec)) => Ok(Some(spec)),
+            Ok(Wire::Local(_)) => Err(Refusal::internal("identityd gave a local identity")),
+            Err(CallError::Refused { status, message }) if unprovisioned(status, &message) => {
+                Ok(None)
+            }
+            Err(error) => Err(upstream(&error)),
+        }
+    }
+
+    fn local_identity(&self, name: &ModuleName) -> Result<Identity, Refusal> {
+        let counts = records::read::<Counts>(&self.store, "generations");
+        let mut counts = counts
+            .map_err(Refusal::internal)?
+            .map(|found| found.0)
+            .unwrap_or_default();
+        let count = *counts.0.entry(name.plain().to_owned()).or_insert(1);
+        records::write(&self.store, "generations", &counts).map_err(Refusal::internal)?;
+        let generation = Generation::new(count.to_string()).map_err(Refusal::internal)?;
+        let request = CreateKeyRequest {
+            key_id: KeyId::new(LOCAL_MASTER).map_err(Refusal::internal)?,
+            usage: Usage {
+                sign: true,
+                encrypt: false,
+            },
+            key_bytes: None,
+        };
+        let master = self
+            .keys
+            .call::<CreateKey>(&(), &request)
+            .map_err(|e| upstream(&e))?;
+        let data = format!("{name}:{generation}:primary", name = name.identity());
+        let request = DeriveRequest {
+            base_key_handle: master.key_handle,
+            derivation_data: Bytes(data.into_bytes()),
+        };
+        let derived = self
+            .keys
+            .call::<Derive>(&(), &request)
+            .map_err(|e| upstream(&e))?;
+        Ok(Identity {
+            generation,
+            key: derived.key_handle,
+            hub: None,
+        })
+    }
+
+    /// The next creation of a module of this name is another generation.
+    ///
+    /// # Errors
+    /// When that cannot be recorded.
+    pub fn end_local_generation(&self, name: &ModuleName) -> Result<(), Refusal> {
+        let Some((mut counts, _)) =
+            records::read::<Counts>(&self.store, "generations").map_err(Refusal::internal)?
+        else {
+            return Ok(());
+        };
+        if let Some(count) = counts.0.get_mut(name.plain()) {
+            *count += 1;
+            records::write(&self.store, "generations", &counts).map_err(Refusal::internal)?;
+        }
+        Ok(())
+    }
+}
+
+fn from_hub(spec: AziotIdentity) -> Result<Identity, Refusal> {
+    let missing = |what: &str| Refusal::internal(format_args!("identityd gave no {what}"));
+    let generation = spec.gen_id.ok_or_else(|| missing("generation id"))?;
+    let auth = spec.auth.ok_or_else(|| missing("auth"))?;
+    Ok(Identity {
+        generation: Generation::new(generation).map_err(Refusal::internal)?,
+        key: auth.key_handle.ok_or_else(|| missing("key handle"))?,
+        hub: Some(Hub {
+            name: spec.hub_name,
+            gateway: spec.gateway_host,
+            device: spec.device_id,
+        }),
+    })
+}
+
+fn unprovisioned(status: u16, message: &str) -> bool {
+    status == 400 && message.contains("device identity not found")
+}
+
+/// A failure of a service behind us: 500 with its words (module-runtime.md 1.4).
+pub fn upstream(error: &CallError) -> Refusal {
+    let mut refusal = Refusal::new(Class::Internal, error.to_string());
+    refusal.cause = Some(error.to_string());
+    refusal
+}

@@ -1,0 +1,241 @@
+//! One module: what it is, whether it runs, and its identity while it does.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use contract::api::key::KeyHandle;
+use contract::api::management::{
+    ExitStatus, ModuleDetails, ModuleSpec, RuntimeStatus, State, Status,
+};
+use contract::grant::GrantName;
+use contract::names::{Generation, ModuleName};
+use contract::time::rfc3339;
+use local::server::SocketId;
+
+use crate::attest::{Registration, Strictness};
+
+/// Who brings a module back when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeper {
+    /// This daemon: the agent, and modules of the configuration.
+    Us,
+    /// The agent, by its restart policy.
+    Agent,
+}
+
+/// A module.
+pub struct Module {
+    /// Its name.
+    pub name: ModuleName,
+    /// What it was created as.
+    pub spec: ModuleSpec,
+    /// What it runs.
+    pub grant: GrantName,
+    /// Who brings it back.
+    pub keeper: Keeper,
+    /// How its callers are attested.
+    pub strictness: Strictness,
+    /// Held while it is started, stopped or replaced, so that these do not mix; never while a
+    /// request of the module is served.
+    pub work: Mutex<()>,
+    running: RwLock<Option<Arc<Registration>>>,
+    identity: RwLock<Option<Arc<Identity>>>,
+    history: Mutex<History>,
+    sockets: Mutex<Vec<SocketId>>,
+    /// An operator stopped it; the watchdog leaves it so.
+    halted: AtomicBool,
+}
+
+/// A module's identity: its generation and the handles that act for it.
+#[derive(Debug)]
+pub struct Identity {
+    /// Of this creation at the hub, or of this device's own count.
+    pub generation: Generation,
+    /// The module's primary key.
+    pub key: KeyHandle,
+    /// The hub, if the device has one.
+    pub hub: Option<Hub>,
+}
+
+/// Where a module is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hub {
+    /// The hub a token is made for.
+    pub name: String,
+    /// The host a client connects to.
+    pub gateway: String,
+    /// The device.
+    pub device: String,
+}
+
+/// When it started and how it ended; times in seconds since 1970.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// Last start.
+    pub started: Option<i64>,
+    /// Last end, and its exit code.
+    pub ended: Option<(i64, i64)>,
+}
+
+impl Module {
+    /// A module that has not been started.
+    #[must_use]
+    pub fn new(
+        name: ModuleName,
+        spec: ModuleSpec,
+        grant: GrantName,
+        keeper: Keeper,
+        strictness: Strictness,
+    ) -> Self {
+        Self {
+            name,
+            spec,
+            grant,
+            keeper,
+            strictness,
+            work: Mutex::new(()),
+            running: RwLock::new(None),
+            identity: RwLock::new(None),
+            history: Mutex::new(History::default()),
+            sockets: Mutex::new(Vec::new()),
+            halted: AtomicBool::new(false),
+        }
+    }
+
+    /// Its registration, while it runs.
+    #[must_use]
+    pub fn registration(&self) -> Option<Arc<Registration>> {
+        self.running
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// It runs from now on.
+    pub fn register(&self, registration: Arc<Registration>, now: i64) {
+        *self.running.write().unwrap_or_else(PoisonError::into_inner) = Some(registration);
+        self.history
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .started = Some(now);
+    }
+
+    /// It has ended: this registration is void from now on (R3).
+    pub fn deregister(&self, now: i64, code: i64) {
+        *self.running.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.forget_identity();
+        self.history
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .ended = Some((now, code));
+    }
+
+    /// Its identity, where it has been asked for.
+    #[must_use]
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Keeps its identity until it ends or is refused somewhere.
+    pub fn keep_identity(&self, identity: Arc<Identity>) {
+        *self
+            .identity
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(identity);
+    }
+
+    /// The next request asks for it again.
+    pub fn forget_identity(&self) {
+        *self
+            .identity
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Its listening sockets, handed over.
+    #[must_use]
+    pub fn take_sockets(&self) -> Vec<SocketId> {
+        std::mem::take(&mut *self.sockets.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over listening sockets.
+    pub fn keep_sockets(&self, sockets: Vec<SocketId>) {
+        *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = sockets;
+    }
+
+    /// Whether it has listening sockets.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        !self
+            .sockets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
+    /// Whether the watchdog leaves it stopped.
+    #[must_use]
+    pub fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Relaxed)
+    }
+
+    /// From now on the watchdog leaves it stopped, or no longer does. The agent is always brought
+    /// back (module-runtime.md 6.3).
+    pub fn halt(&self, halted: bool) {
+        self.halted.store(
+            halted && self.name.plain() != "edgeAgent",
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Its history so far.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.history
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// How it is, as the management API says it (module-runtime.md 2.1, 5.6).
+    #[must_use]
+    pub fn details(&self) -> ModuleDetails {
+        let running = self.registration();
+        let history = self.history();
+        let state = match (&running, history.ended) {
+            (Some(_), _) => State::Running,
+            (None, Some((_, code))) if code != 0 => State::Failed,
+            (None, _) => State::Stopped,
+        };
+        let mut config = self.spec.config.clone();
+        // Secrets in the environment and logins are not read back (R48).
+        config.env = Vec::new();
+        config.settings.auth = None;
+        config.settings.image_hash = running.map(|r| {
+            format!(
+                "sha256:{}",
+                contract::audit::hex(&r.facts.executable.digest)
+            )
+        });
+        ModuleDetails {
+            id: "id".to_owned(),
+            name: self.name.plain().to_owned(),
+            kind: self.spec.kind.clone(),
+            config,
+            status: Status {
+                start_time: history.started.map(rfc3339),
+                exit_status: history.ended.map(|(time, code)| ExitStatus {
+                    exit_time: rfc3339(time),
+                    status_code: code.to_string(),
+                }),
+                runtime_status: RuntimeStatus {
+                    status: state,
+                    description: None,
+                },
+            },
+        }
+    }
+}
