@@ -7,7 +7,7 @@
 
 use contract::names::{DeviceId, RegistrationId};
 use contract::sas::{Audience, REGISTRATION, SasKey, Token};
-use contract::twin::Limits;
+use contract::twin::{Limits, Section};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -162,8 +162,12 @@ pub fn put(
     match (&old, if_match) {
         (Some(_), IfMatch::Absent) => return Err(Error::EnrolmentExists),
         (Some(old), tag) => tag.allows(&old.etag)?,
-        (None, IfMatch::Tag(_)) => return Err(Error::Etag),
-        (None, _) => {}
+        (None, IfMatch::Absent) => {}
+        (None, _) => return Err(Error::Etag),
+    }
+    if let Some(twin) = &terms.initial_twin {
+        // Now, not when the first device registers.
+        check_twin(twin)?;
     }
     let attestation = terms.attestation.as_ref();
     if attestation.is_some_and(|a| a.kind != "symmetricKey") {
@@ -213,6 +217,18 @@ pub fn put(
             enrolment.updated,
         ])?;
     Ok(enrolment.document())
+}
+
+fn check_twin(twin: &Value) -> Result<(), Error> {
+    for (pointer, limits) in [
+        ("/tags", Limits::TAGS),
+        ("/properties/desired", Limits::PROPERTIES),
+    ] {
+        if let Some(section) = twin.pointer(pointer) {
+            Section::new("").patch(section, &limits, "")?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads an enrolment, without keys.

@@ -34,10 +34,7 @@ pub(crate) fn private_folder(folder: &Path) -> io::Result<()> {
 pub(crate) fn replace(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     let temporary = folder.join(format!(".{name}.new"));
     // Left by an earlier run that was cut off.
-    match fs::remove_file(&temporary) {
-        Err(bad) if bad.kind() != io::ErrorKind::NotFound => return Err(bad),
-        _ => {}
-    }
+    remove(folder, &format!(".{name}.new"))?;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -51,6 +48,17 @@ pub(crate) fn replace(folder: &Path, name: &str, content: &[u8]) -> io::Result<(
     )]
     fs::rename(&temporary, folder.join(name))?;
     File::open(folder)?.sync_all()
+}
+
+/// Removes a file; one that is not there is as good.
+///
+/// # Errors
+/// Of the file system.
+pub(crate) fn remove(folder: &Path, name: &str) -> io::Result<()> {
+    match fs::remove_file(folder.join(name)) {
+        Err(bad) if bad.kind() != io::ErrorKind::NotFound => Err(bad),
+        _ => Ok(()),
+    }
 }
 
 /// What a file holds, and so who may read it.

@@ -41,6 +41,9 @@ pub mod topic;
 pub mod twins;
 pub mod wire;
 
+/// The file of the state folder that tells where a hub listens.
+const ENDPOINTS: &str = "endpoints.json";
+
 /// What all connections share.
 pub(crate) struct Hub {
     pub(crate) store: Store,
@@ -123,6 +126,8 @@ impl Running {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         files::private_folder(&config.state)?;
         let store = Store::open(&config.state.join("hub.sqlite"))?;
+        // The store is ours now; a file of an earlier run would tell addresses where nobody listens.
+        files::remove(&config.state, ENDPOINTS)?;
         enrol(&store, &config).await?;
         let tls = listen::tls(&config)?;
         let https = listen::bind(config.listen.https).await?;
@@ -141,6 +146,7 @@ impl Running {
             https: https_at,
             mqtt: mqtt_at,
         };
+        let watched = store.clone();
         let hub = Arc::new(Hub {
             store,
             bus: Bus::default(),
@@ -157,8 +163,9 @@ impl Running {
             events_kept: config.events_kept,
         });
         let text = serde_json::to_vec_pretty(&endpoints).map_err(std::io::Error::other)?;
-        files::replace(&config.state, "endpoints.json", &text)?;
+        files::replace(&config.state, ENDPOINTS, &text)?;
         let mut tasks = JoinSet::new();
+        tasks.spawn(async move { watched.stopped().await });
         let permits = listen::permits(config.connections);
         let router = api::router(Arc::clone(&hub));
         tasks.spawn(listen::serve(
@@ -179,7 +186,8 @@ impl Running {
         &self.endpoints
     }
 
-    /// Serves until a listener fails, which only happens when the process is in trouble.
+    /// Serves until a listener or the store fails, which only happens when the process is in
+    /// trouble: better ended and started anew than half alive.
     pub async fn wait(&mut self) {
         let _ = self.tasks.join_next().await;
     }

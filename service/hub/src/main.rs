@@ -67,7 +67,7 @@ fn serve(file: &std::path::Path) -> Result<(), String> {
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
             .map_err(|bad| format!("signal: {bad}"))?;
         tokio::select! {
-            () = running.wait() => Err("a listener ended".to_owned()),
+            () = running.wait() => Err("a listener or the store ended".to_owned()),
             _ = term.recv() => Ok(()),
             _ = tokio::signal::ctrl_c() => Ok(()),
         }

@@ -28,10 +28,13 @@ use crate::{Hub, clock, events, twins};
 
 /// Requests without answer per client.
 const IN_FLIGHT: usize = 64;
-/// Packets that may wait for a slow reader: the answers, and as many changes again.
-const QUEUE: usize = 2 * IN_FLIGHT;
+/// Packets that may wait for a slow reader: an answer and an acknowledgement for each request, and
+/// as many changes again.
+const QUEUE: usize = 4 * IN_FLIGHT;
 /// From TCP connection to CONNECT.
 const GREETING: Duration = Duration::from_secs(15);
+/// From DISCONNECT to the end of what is still to be written.
+const FAREWELL: Duration = Duration::from_secs(10);
 /// The longest silence whatever the client asks for, in seconds.
 const MAX_SILENCE: u64 = 1767;
 
@@ -84,7 +87,7 @@ pub(crate) async fn serve(hub: Arc<Hub>, stream: Stream) {
     };
     link.send(bytes, None);
     hub.bus.join(&guest.identity, &link);
-    let writer = tokio::spawn(write_all(write, queue));
+    let mut writer = tokio::spawn(write_all(write, queue));
     let client = Client {
         hub: Arc::clone(&hub),
         link: Arc::clone(&link),
@@ -93,10 +96,20 @@ pub(crate) async fn serve(hub: Arc<Hub>, stream: Stream) {
     };
     let end = client.run(&mut reader, &mut buffer, &mut read).await;
     hub.bus.leave(&client.guest.identity, &link);
-    if end.is_err() {
-        writer.abort();
-        if let Some((bag, body)) = client.guest.will {
-            append(&hub, &client.guest.identity, bag, body, |_| {}).await;
+    let Client { guest, .. } = client;
+    drop(link);
+    match end {
+        // What is queued still goes out, but a peer that does not read is not waited for.
+        Ok(()) => {
+            if tokio::time::timeout(FAREWELL, &mut writer).await.is_err() {
+                writer.abort();
+            }
+        }
+        Err(_) => {
+            writer.abort();
+            if let Some((bag, body)) = guest.will {
+                append(&hub, &guest.identity, bag, body, |_| {}).await;
+            }
         }
     }
 }

@@ -9,6 +9,7 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
@@ -97,6 +98,10 @@ impl Store {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let connection = Connection::open_with_flags(file, flags)?;
+        // A store has one owner: a second hub waits, and is then refused. The wait covers one that
+        // is just ending.
+        connection.busy_timeout(Duration::from_secs(2))?;
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
@@ -114,6 +119,11 @@ impl Store {
             .spawn(move || serve(&connection, waiting))
             .map_err(|_| StoreError::Stopped)?;
         Ok(Self { jobs })
+    }
+
+    /// Waits until the thread has ended, which it does by itself only when it is broken.
+    pub async fn stopped(&self) {
+        self.jobs.closed().await;
     }
 
     /// Runs a job and waits until it is durable.
@@ -197,5 +207,109 @@ fn serve(connection: &Connection, mut waiting: mpsc::Receiver<Job>) {
         for sequel in sequels.drain(..) {
             sequel(committed.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Folder(std::path::PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let name = format!("hub-store-{name}-{}", std::process::id());
+            let folder = std::env::temp_dir().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            Self(folder)
+        }
+
+        fn file(&self) -> std::path::PathBuf {
+            self.0.join("hub.sqlite")
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the test made this folder itself"
+            )]
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn insert(connection: &Connection, body: &str) -> Result<(), Error> {
+        connection.execute(
+            "INSERT INTO event (device, module, properties, stamps, body)
+             VALUES ('d', '', '{}', '{}', CAST(?1 AS BLOB))",
+            [body],
+        )?;
+        Ok(())
+    }
+
+    fn bodies(connection: &Connection) -> Result<Vec<String>, Error> {
+        let mut statement =
+            connection.prepare("SELECT CAST(body AS TEXT) FROM event ORDER BY seq")?;
+        let rows = statement.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    #[tokio::test]
+    async fn a_failed_job_undoes_only_itself() {
+        let folder = Folder::new("undo");
+        let store = Store::open(&folder.file()).unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        // The first job waits, so that the next three are in one batch with it.
+        let first = move |connection: &Connection| {
+            insert(connection, "first")?;
+            held.recv().map_err(|_| Error::Operation("released"))
+        };
+        let (told, order) = std::sync::mpsc::channel();
+        let tell = |n: i32| {
+            let told = told.clone();
+            move |result: Result<(), Error>| told.send((n, result.is_ok())).unwrap()
+        };
+        store.submit(first, tell(1)).await.unwrap();
+        store
+            .submit(|c| insert(c, "second"), tell(2))
+            .await
+            .unwrap();
+        let third = |c: &Connection| {
+            insert(c, "third")?;
+            Err(Error::Operation("no"))
+        };
+        store.submit(third, tell(3)).await.unwrap();
+        store
+            .submit(|c| insert(c, "fourth"), tell(4))
+            .await
+            .unwrap();
+        release.send(()).unwrap();
+        assert_eq!(
+            store.run(bodies).await.unwrap(),
+            ["first", "second", "fourth"]
+        );
+        let told: Vec<_> = order.try_iter().collect();
+        assert_eq!(
+            told,
+            [(1, true), (2, true), (3, false), (4, true)],
+            "in order"
+        );
+        // And it is there for the next owner.
+        drop(store);
+        let store = Store::open(&folder.file()).unwrap();
+        assert_eq!(store.run(bodies).await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_store_of_another_layout_is_refused() {
+        let folder = Folder::new("layout");
+        let connection = Connection::open(folder.file()).unwrap();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        drop(connection);
+        assert!(matches!(
+            Store::open(&folder.file()),
+            Err(StoreError::Layout(99))
+        ));
     }
 }

@@ -4,7 +4,7 @@
 //! connection itself or the authenticated identity. Anything else has no meaning and the caller
 //! closes the connection (A129).
 
-use contract::sas::{decode, encode};
+use contract::sas::{decode, encode, unescape};
 use serde_json::{Map, Value};
 
 use crate::registry::Identity;
@@ -158,7 +158,7 @@ impl Bag {
         let mut bag = Self::default();
         for field in text.split('&').filter(|field| !field.is_empty()) {
             let (key, value) = match field.split_once('=') {
-                Some((key, value)) => (key, Value::String(decode(value)?)),
+                Some((key, value)) => (key, Value::String(unescape(value)?)),
                 None => (field, Value::Null),
             };
             let key = decode(key).filter(|key| !key.is_empty())?;
@@ -328,14 +328,14 @@ mod tests {
     #[test]
     fn bags_are_read_and_stamps_of_the_client_ignored() {
         let bag = Bag::parse(
-            "?%24.mid=m%201&a=1&a=2+3&flag&empty=&iothub-connection-device-id=evil\
+            "?%24.mid=m%201&a=1&a=2+3&lines=x%0Ay&flag&empty=&iothub-connection-device-id=evil\
              &IoTHub-EnqueuedTime=x/",
         )
         .unwrap();
         assert_eq!(Value::Object(bag.system), json!({"messageId": "m 1"}));
         assert_eq!(
             Value::Object(bag.application),
-            json!({"a": "2+3", "flag": null, "empty": ""})
+            json!({"a": "2+3", "lines": "x\ny", "flag": null, "empty": ""})
         );
         assert_eq!(Bag::parse("=1"), None);
         assert_eq!(Bag::parse("a=%"), None);

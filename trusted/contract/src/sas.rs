@@ -509,6 +509,12 @@ pub fn encode(text: &str) -> String {
 /// or invalid UTF-8.
 #[must_use]
 pub fn decode(text: &str) -> Option<String> {
+    unescape(text).filter(|text| !text.bytes().any(|byte| byte.is_ascii_control()))
+}
+
+/// As [`decode`], but control characters are let through: for values that nothing is compared with.
+#[must_use]
+pub fn unescape(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -521,9 +527,6 @@ pub fn decode(text: &str) -> Option<String> {
         } else {
             byte
         };
-        if value.is_ascii_control() {
-            return None;
-        }
         out.push(value);
         at += 1;
     }

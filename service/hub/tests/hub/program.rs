@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::world::Folder;
+use crate::world::{Folder, World, token};
 
 fn program() -> Command {
     #[expect(
@@ -69,19 +69,89 @@ fn init_makes_private_files_and_says_nothing() {
     );
 }
 
-#[test]
-fn the_program_tells_its_ports_in_a_file_and_prints_nothing() {
-    let folder = Folder::new();
-    assert!(init(&folder).status.success());
+/// Starts the program and waits until it listens.
+fn serve(folder: &Folder) -> Guard {
+    let file = folder.0.join("endpoints.json");
+    let before = std::fs::metadata(&file)
+        .and_then(|found| found.modified())
+        .ok();
     let mut command = program();
     command.arg("--config").arg(folder.0.join("hub.toml"));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Guard(command.spawn().unwrap());
-    let file = folder.0.join("endpoints.json");
-    while !file.exists() {
+    loop {
+        let now = std::fs::metadata(&file)
+            .and_then(|found| found.modified())
+            .ok();
+        if now.is_some() && now != before {
+            return child;
+        }
         assert!(child.0.try_wait().unwrap().is_none(), "it ended");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_killed_hub_loses_nothing_that_it_acknowledged() {
+    let folder = Folder::new();
+    assert!(init(&folder).status.success());
+    let first = serve(&folder);
+    let world = World::of(folder);
+    let key = world.device("d", false);
+    let mut client = world.mqtt("d", &token("d", &key), true);
+    for id in 1..=300_u16 {
+        client.publish("devices/d/messages/events/", &id.to_be_bytes(), Some(id));
+    }
+    for _ in 0..100 {
+        assert!(client.receive().is_some());
+    }
+    // SIGKILL, with messages in every state on their way.
+    drop(first);
+    let mut acknowledged = 100;
+    while client.receive().is_some() {
+        acknowledged += 1;
+    }
+    let folder = world.folder;
+    let _second = serve(&folder);
+    let world = World::of(folder);
+    let path = "/messages/events?max=1000";
+    let events = world.call("GET", path, &world.owner(), None).body;
+    let stored = events.as_array().unwrap().len();
+    assert!(
+        stored >= acknowledged,
+        "{stored} stored, {acknowledged} acknowledged"
+    );
+    assert_eq!(
+        world.call("GET", "/devices/d", &world.owner(), None).status,
+        200
+    );
+}
+
+#[test]
+fn a_second_hub_on_the_same_folder_is_refused() {
+    let folder = Folder::new();
+    assert!(init(&folder).status.success());
+    let _first = serve(&folder);
+    let before = std::fs::read(folder.0.join("endpoints.json")).unwrap();
+    let second = program()
+        .arg("--config")
+        .arg(folder.0.join("hub.toml"))
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8(second.stderr).unwrap().contains("locked"));
+    assert_eq!(
+        std::fs::read(folder.0.join("endpoints.json")).unwrap(),
+        before
+    );
+}
+
+#[test]
+fn the_program_tells_its_ports_in_a_file_and_prints_nothing() {
+    let folder = Folder::new();
+    assert!(init(&folder).status.success());
+    let mut child = serve(&folder);
+    let file = folder.0.join("endpoints.json");
     let text = std::fs::read_to_string(&file).unwrap();
     let endpoints: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(endpoints["hostname"], "hub.test");

@@ -63,7 +63,7 @@ pub(crate) struct World {
     pub(crate) https: SocketAddr,
     pub(crate) mqtt: SocketAddr,
     running: Option<Running>,
-    runtime: tokio::runtime::Runtime,
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl World {
@@ -98,15 +98,35 @@ impl World {
             https,
             mqtt,
             running: None,
-            runtime,
+            runtime: Some(runtime),
         };
         world.start();
         world
     }
 
+    /// A hub that runs elsewhere, by its folder and what it wrote into it.
+    pub(crate) fn of(folder: Folder) -> Self {
+        let text = std::fs::read_to_string(folder.0.join("endpoints.json")).unwrap();
+        let endpoints: Value = serde_json::from_str(&text).unwrap();
+        let address = |name: &str| endpoints[name].as_str().unwrap().parse().unwrap();
+        Self {
+            folder,
+            scope: endpoints["scope_id"].as_str().unwrap().to_owned(),
+            https: address("https"),
+            mqtt: address("mqtt"),
+            running: None,
+            runtime: None,
+        }
+    }
+
     fn start(&mut self) {
         let config = Config::read(&self.folder.0.join("hub.toml")).unwrap();
-        let running = self.runtime.block_on(Running::start(config)).unwrap();
+        let running = self
+            .runtime
+            .as_ref()
+            .unwrap()
+            .block_on(Running::start(config))
+            .unwrap();
         self.https = running.endpoints().https;
         self.mqtt = running.endpoints().mqtt;
         self.scope.clone_from(&running.endpoints().scope_id);
