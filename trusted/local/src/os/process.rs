@@ -1,21 +1,19 @@
 //! What a daemon does to itself at start.
-#![expect(
-    unsafe_code,
-    reason = "prctl and mallopt have no safe form for these options"
-)]
+#![expect(unsafe_code, reason = "mallopt and signal masks have no safe form")]
 
 use std::mem::MaybeUninit;
 use std::{io, ptr};
 
-use super::check;
+use rustix::process::{
+    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal,
+};
 
 /// Nothing this process starts may gain privileges.
 ///
 /// # Errors
 /// As the kernel says.
 pub fn no_new_privileges() -> io::Result<()> {
-    // SAFETY: prctl with plain numbers.
-    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
+    Ok(rustix::thread::set_no_new_privs(true)?)
 }
 
 /// No core dump and no reading of our memory by processes of the same user (R26).
@@ -23,8 +21,7 @@ pub fn no_new_privileges() -> io::Result<()> {
 /// # Errors
 /// As the kernel says.
 pub fn no_dumps() -> io::Result<()> {
-    // SAFETY: prctl with plain numbers.
-    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// The process gets SIGKILL when the thread that started it ends.
@@ -32,8 +29,7 @@ pub fn no_dumps() -> io::Result<()> {
 /// # Errors
 /// As the kernel says.
 pub fn die_with_parent() -> io::Result<()> {
-    // SAFETY: prctl with plain numbers.
-    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map(drop)
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
 /// One heap for all threads: a pool of small threads would else keep a heap each.
