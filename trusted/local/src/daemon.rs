@@ -109,12 +109,10 @@ fn prepare_process(parent: Option<i32>) -> Result<(), StartError> {
         maximum: Some(0),
     };
     setrlimit(Resource::Core, none).map_err(|e| step("forbid core dumps")(e.into()))?;
-    rustix::thread::set_no_new_privs(true).map_err(|e| step("forbid new privileges")(e.into()))?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|e| step("forbid dumps")(e.into()))?;
+    process::no_new_privileges().map_err(step("forbid new privileges"))?;
+    process::no_dumps().map_err(step("forbid dumps"))?;
     if let Some(parent) = parent {
-        set_parent_process_death_signal(Some(Signal::KILL))
-            .map_err(|e| step("bind to the parent")(e.into()))?;
+        process::die_with_parent().map_err(step("bind to the parent"))?;
         // It may have gone before the binding took hold.
         if rustix::process::getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent) {
             return Err(StartError::Orphan);
