@@ -96,8 +96,11 @@ pub(crate) async fn serve(hub: Arc<Hub>, stream: Stream) {
     };
     let end = client.run(&mut reader, &mut buffer, &mut read).await;
     hub.bus.leave(&client.guest.identity, &link);
-    let Client { guest, .. } = client;
-    drop(link);
+    // The writer ends when nobody can queue anything any more.
+    let Client {
+        guest, link: own, ..
+    } = client;
+    drop((own, link));
     match end {
         // What is queued still goes out, but a peer that does not read is not waited for.
         Ok(()) => {
