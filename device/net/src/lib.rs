@@ -7,11 +7,13 @@
 //! Pure decisions (back-off, registration, topics, twin versions) are in files of their own.
 
 pub mod backoff;
-// pub mod dps;
+pub mod dps;
+pub mod frame;
 pub mod https;
-// pub mod mqtt;
-// pub mod registry;
+pub mod mqtt;
+pub mod packet;
+pub mod registry;
 pub mod tls;
-// pub mod token;
-// pub mod topic;
-// pub mod twin;
+pub mod token;
+pub mod topic;
+pub mod twin;
