@@ -1,0 +1,350 @@
+//! Both tables: endpoint to function. The only file that knows requests and refusals.
+//!
+//! Who may call what is decided here from the caller's user and the configuration; what a verb does
+//! is in [`crate::certs`], [`crate::identities`], [`crate::modules`] and [`crate::act`].
+
+use std::sync::Arc;
+
+use contract::api::certificate::{self as cert, CertificateApi, Pem};
+use contract::api::identity::{
+    self as api, Identity, IdentityApi, IdentityKind, IdentityList, OneModule, ProvisioningInfo,
+    TrustBundle,
+};
+use contract::audit::{Decision, Entry, Event};
+use contract::endpoint::{Ask, Callers, Empty};
+use contract::names::{CertId, ModuleName};
+use contract::refusal::Refusal;
+use local::peer::Caller;
+use local::routes::{Gate, Routes};
+
+use crate::certs::Certs;
+use crate::config::{Principal, PrincipalKind, Who};
+use crate::error::{IdentityError, Journal, may_not_write};
+use crate::identities::Identities;
+
+/// The certificate API.
+#[must_use]
+pub fn certificates(api: Arc<CertificateService>) -> Routes<CertificateApi, CertificateService> {
+    Routes::new(api)
+        .on::<cert::Create>(create_cert)
+        .on::<cert::Read>(read_cert)
+        .on::<cert::Import>(import_cert)
+        .on::<cert::Delete>(delete_cert)
+}
+
+/// The identity API.
+#[must_use]
+pub fn identities(api: Arc<IdentityService>) -> Routes<IdentityApi, IdentityService> {
+    Routes::new(api)
+        .on::<api::Own>(own)
+        .on::<api::Device>(device)
+        .on::<api::Reprovision>(reprovision)
+        .on::<api::Provisioning>(provisioning)
+        .on::<api::ListModules>(list_modules)
+        .on::<api::CreateModule>(create_module)
+        .on::<api::ReadModule>(read_module)
+        .on::<api::UpdateModule>(update_module)
+        .on::<api::DeleteModule>(delete_module)
+        .on::<api::ReadTrustBundle>(trust_bundle)
+}
+
+/// What the certificate API works on.
+pub struct CertificateService {
+    /// The store.
+    pub certs: Arc<Certs>,
+    /// The audit log.
+    pub journal: Journal,
+}
+
+/// A user of the certificate API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User(u32);
+
+impl Gate for CertificateService {
+    type Principal = User;
+
+    fn admit(
+        &self,
+        callers: Callers,
+        _module: Option<&ModuleName>,
+        caller: &Caller,
+    ) -> Result<User, Refusal> {
+        match callers {
+            // Writes are judged by certificate id, in each verb.
+            Callers::Anyone | Callers::CertUsers => Ok(User(caller.uid())),
+            _ => Err(Refusal::forbidden("no caller of this class here")),
+        }
+    }
+
+    fn refused(&self, caller: &Caller, refusal: &Refusal) {
+        let _ = refuse(&self.journal, &format!("uid {}", caller.uid()), "", refusal);
+    }
+}
+
+/// Records a refusal that is an event, and passes it on. It stands whether or not it could be
+/// recorded.
+fn refuse(journal: &Journal, who: &str, object: &str, refusal: &Refusal) -> Refusal {
+    if let Some(event) = refusal.event {
+        let mut entry = Entry::new(event, Decision::Refused, who);
+        object.clone_into(&mut entry.object);
+        entry.reason = refusal
+            .cause
+            .clone()
+            .unwrap_or_else(|| refusal.message.clone());
+        let _ = journal(entry);
+    }
+    refusal.clone()
+}
+
+impl CertificateService {
+    /// Runs one change under an id: allowed, done, recorded, then answered.
+    fn change<T>(
+        &self,
+        who: User,
+        operation: &str,
+        id: &CertId,
+        work: impl FnOnce(&Certs) -> Result<T, crate::certs::CertsError>,
+    ) -> Result<T, Refusal> {
+        let principal = format!("uid {}", who.0);
+        let refuse = |refusal: Refusal| refuse(&self.journal, &principal, id.as_str(), &refusal);
+        if !self.certs.may_write(who.0, id) {
+            return Err(refuse(may_not_write(who.0, id)));
+        }
+        let done = work(&self.certs).map_err(|error| refuse(error.into()))?;
+        let mut entry = Entry::new(Event::CertIssued, Decision::Allowed, principal.as_str());
+        operation.clone_into(&mut entry.operation);
+        id.as_str().clone_into(&mut entry.object);
+        (self.journal)(entry)?;
+        Ok(done)
+    }
+}
+
+fn create_cert(
+    api: &CertificateService,
+    who: &User,
+    ask: Ask<cert::Create>,
+) -> Result<Pem, Refusal> {
+    let cert::CreateRequest {
+        cert_id: id,
+        csr,
+        issuer,
+    } = ask.body;
+    let chain = api.change(*who, "issue", &id, |c| c.issue(&id, &csr, issuer.as_ref()))?;
+    Ok(Pem {
+        pem: chain.to_pem(),
+    })
+}
+
+fn read_cert(api: &CertificateService, _: &User, ask: Ask<cert::Read>) -> Result<Pem, Refusal> {
+    Ok(Pem {
+        pem: api.certs.read(&ask.target)?.to_pem(),
+    })
+}
+
+fn import_cert(
+    api: &CertificateService,
+    who: &User,
+    ask: Ask<cert::Import>,
+) -> Result<Pem, Refusal> {
+    let (id, text) = (ask.target, ask.body.pem);
+    let chain = api.change(*who, "import", &id, |c| c.import(&id, &text))?;
+    Ok(Pem {
+        pem: chain.to_pem(),
+    })
+}
+
+fn delete_cert(
+    api: &CertificateService,
+    who: &User,
+    ask: Ask<cert::Delete>,
+) -> Result<Empty, Refusal> {
+    let id = ask.target;
+    api.change(*who, "delete", &id, |c| c.delete(&id))?;
+    Ok(Empty)
+}
+
+/// What the identity API works on.
+pub struct IdentityService {
+    /// The identities.
+    pub identities: Arc<Identities>,
+}
+
+/// A user of the identity API, with what the configuration makes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    uid: u32,
+    who: Who,
+}
+
+impl Member {
+    fn name(&self) -> String {
+        format!("uid {}", self.uid)
+    }
+}
+
+/// Whether a user may call an endpoint of this class at all (identity-service.md 4.1).
+#[must_use]
+pub fn admits(callers: Callers, who: &Who) -> bool {
+    match callers {
+        Callers::Anyone => true,
+        Callers::Services => matches!(who, Who::Root | Who::Daemon),
+        Callers::Identities => !matches!(who, Who::Unknown),
+        _ => false,
+    }
+}
+
+impl Gate for IdentityService {
+    type Principal = Member;
+
+    fn admit(
+        &self,
+        callers: Callers,
+        _module: Option<&ModuleName>,
+        caller: &Caller,
+    ) -> Result<Member, Refusal> {
+        let uid = caller.uid();
+        let who = self.identities.who(uid);
+        match admits(callers, &who) {
+            true => Ok(Member { uid, who }),
+            false => {
+                Err(Refusal::from(IdentityError::Unauthorized).recorded_as(Event::PeerRefused))
+            }
+        }
+    }
+
+    fn refused(&self, caller: &Caller, refusal: &Refusal) {
+        let _ = refuse(
+            self.identities.journal(),
+            &format!("uid {}", caller.uid()),
+            "",
+            refusal,
+        );
+    }
+}
+
+/// What a host process may do beyond its class: the rest of the table of identity-service.md 4.1.
+fn may_use_device(who: &Who) -> Result<(), IdentityError> {
+    match who {
+        Who::Host(Principal {
+            kind: PrincipalKind::Host { device: false, .. },
+            ..
+        })
+        | Who::Unknown => Err(IdentityError::Unauthorized),
+        _ => Ok(()),
+    }
+}
+
+fn may_read_module(who: &Who, target: &OneModule) -> Result<(), IdentityError> {
+    match who {
+        Who::Root | Who::Daemon => Ok(()),
+        Who::Host(Principal {
+            name,
+            kind: PrincipalKind::Host { module, local, .. },
+            ..
+        }) if *name == target.id && (*module || local.is_some()) => Ok(()),
+        _ => Err(IdentityError::Unauthorized),
+    }
+}
+
+/// Local identities can only be created and read.
+fn only_aziot(kind: IdentityKind) -> Result<(), IdentityError> {
+    match kind {
+        IdentityKind::Aziot => Ok(()),
+        IdentityKind::Local => Err(IdentityError::Parameter("type")),
+    }
+}
+
+fn own(api: &IdentityService, who: &Member, _: Ask<api::Own>) -> Result<Identity, Refusal> {
+    Ok(api.identities.own(&who.who)?)
+}
+
+fn device(api: &IdentityService, who: &Member, _: Ask<api::Device>) -> Result<Identity, Refusal> {
+    may_use_device(&who.who)?;
+    Ok(api.identities.device()?)
+}
+
+fn reprovision(
+    api: &IdentityService,
+    who: &Member,
+    _: Ask<api::Reprovision>,
+) -> Result<Empty, Refusal> {
+    api.identities.reprovision(&who.name())?;
+    Ok(Empty)
+}
+
+fn provisioning(
+    api: &IdentityService,
+    _: &Member,
+    _: Ask<api::Provisioning>,
+) -> Result<ProvisioningInfo, Refusal> {
+    Ok(api.identities.provisioning()?)
+}
+
+fn list_modules(
+    api: &IdentityService,
+    _: &Member,
+    ask: Ask<api::ListModules>,
+) -> Result<IdentityList, Refusal> {
+    only_aziot(ask.target.0)?;
+    Ok(IdentityList {
+        identities: api.identities.modules()?,
+    })
+}
+
+fn create_module(
+    api: &IdentityService,
+    who: &Member,
+    ask: Ask<api::CreateModule>,
+) -> Result<Identity, Refusal> {
+    let request = ask.body;
+    let id = &request.module_id;
+    Ok(match request.kind {
+        IdentityKind::Aziot => api.identities.create_module(&who.name(), id)?,
+        IdentityKind::Local => api
+            .identities
+            .create_local(id, request.local_id_opts.as_ref())?,
+    })
+}
+
+fn read_module(
+    api: &IdentityService,
+    who: &Member,
+    ask: Ask<api::ReadModule>,
+) -> Result<Identity, Refusal> {
+    may_read_module(&who.who, &ask.target)?;
+    let OneModule { id, kind } = &ask.target;
+    Ok(match kind {
+        IdentityKind::Aziot => api.identities.module(id)?,
+        IdentityKind::Local => api.identities.local(id)?,
+    })
+}
+
+fn update_module(
+    api: &IdentityService,
+    who: &Member,
+    ask: Ask<api::UpdateModule>,
+) -> Result<Identity, Refusal> {
+    only_aziot(ask.target.kind)?;
+    Ok(api.identities.update_module(&who.name(), &ask.target.id)?)
+}
+
+fn delete_module(
+    api: &IdentityService,
+    who: &Member,
+    ask: Ask<api::DeleteModule>,
+) -> Result<Empty, Refusal> {
+    only_aziot(ask.target.kind)?;
+    api.identities.delete_module(&who.name(), &ask.target.id)?;
+    Ok(Empty)
+}
+
+/// Empty, as the reference has always answered; clients take "no roots of its own" from it.
+fn trust_bundle(
+    _: &IdentityService,
+    _: &Member,
+    _: Ask<api::ReadTrustBundle>,
+) -> Result<TrustBundle, Refusal> {
+    Ok(TrustBundle {
+        certificate: String::new(),
+    })
+}

@@ -1,0 +1,331 @@
+//! `holdfast-identityd`: wiring of the two APIs.
+//!
+//! `--config` and `--config-dir` name the identity section, `--certificates` and
+//! `--certificates-dir` the certificate section; `--only identities` or `--only certificates` serves
+//! one of them beside another daemon for the other.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::audit::Entry;
+use contract::refusal::Refusal;
+use identityd::act::Stop;
+use identityd::api::{self, CertificateService, IdentityService};
+use identityd::certs::{Certs, Clock};
+use identityd::cloud::Network;
+use identityd::config::{Certificates, Identities, Preloaded, Provisioning, certs_dir};
+use identityd::error::Journal;
+use identityd::identities::{self, Issuing, Parts};
+use identityd::keys::{Keyd, Keys};
+use identityd::store::Store;
+use local::audit::{self, Audit};
+use local::client::Client;
+use local::clock;
+use local::daemon::{Access, Daemon, confine};
+use local::files::{Dir, FileError, Rules};
+use local::log;
+use local::peer::{KernelFacts, Require};
+use local::server::{Limits, Listener, Server};
+
+/// How often the audit log's counts are written.
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let (own, rest) = match Own::take(std::env::args().skip(1)) {
+        Ok(split) => split,
+        Err(error) => return failed(&*error, 2),
+    };
+    let daemon = match Daemon::prepare(rest, "/etc/aziot/identityd/config.toml") {
+        Ok(daemon) => daemon,
+        Err(error) => return failed(&error, 2),
+    };
+    match run(&own, &daemon) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&*error, 1),
+    }
+}
+
+fn failed(error: &dyn Error, code: u8) -> ExitCode {
+    log::failure(log::Level::Error, error);
+    ExitCode::from(code)
+}
+
+/// The arguments that only this daemon has.
+struct Own {
+    certificates: PathBuf,
+    certificates_dir: Option<PathBuf>,
+    serves: Serves,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Serves {
+    Both,
+    Certificates,
+    Identities,
+}
+
+impl Own {
+    fn take(
+        arguments: impl Iterator<Item = String>,
+    ) -> Result<(Self, Vec<String>), Box<dyn Error>> {
+        let mut own = Self {
+            certificates: "/etc/aziot/certd/config.toml".into(),
+            certificates_dir: None,
+            serves: Serves::Both,
+        };
+        let (mut rest, mut arguments) = (Vec::new(), arguments);
+        while let Some(name) = arguments.next() {
+            let mut value = || {
+                arguments
+                    .next()
+                    .ok_or_else(|| format!("{name} needs a value"))
+            };
+            match name.as_str() {
+                "--certificates" => own.certificates = value()?.into(),
+                "--certificates-dir" => own.certificates_dir = Some(value()?.into()),
+                "--only" => {
+                    own.serves = match value()?.as_str() {
+                        "certificates" => Serves::Certificates,
+                        "identities" => Serves::Identities,
+                        _ => return Err("--only certificates, or --only identities".into()),
+                    }
+                }
+                _ => rest.push(name),
+            }
+        }
+        Ok((own, rest))
+    }
+}
+
+fn run(own: &Own, daemon: &Daemon) -> Result<(), Box<dyn Error>> {
+    let uid = rustix::process::geteuid().as_raw();
+    let mut certificates = None;
+    let mut identities = None;
+    if own.serves != Serves::Identities {
+        let beside = || own.certificates.with_file_name("config.d");
+        let dir = own.certificates_dir.clone().unwrap_or_else(beside);
+        certificates = Some(local::config::load::<Certificates>(
+            &own.certificates,
+            &dir,
+            uid,
+        )?);
+    }
+    if own.serves != Serves::Certificates {
+        identities = Some(local::config::load::<Identities>(
+            &daemon.config,
+            &daemon.config_dir,
+            uid,
+        )?);
+    }
+    serve(certificates, identities, uid)
+}
+
+fn serve(
+    certificates: Option<Certificates>,
+    identities: Option<Identities>,
+    uid: u32,
+) -> Result<(), Box<dyn Error>> {
+    let rules = Rules::guarded(uid);
+    let homes = [
+        identities.as_ref().map(|i| i.homedir.clone()),
+        certificates.as_ref().map(|c| c.homedir.clone()),
+    ];
+    for home in homes.iter().flatten() {
+        Dir::open_or_create(home, rules)?;
+    }
+    let Some(home) = homes.iter().flatten().next() else {
+        return Err("nothing to serve".into());
+    };
+    let clock = Arc::new(clock::Clock::open(Some(Dir::open(home, rules)?))?);
+    let audit = Dir::open_or_create(&home.join("audit"), Rules::private(uid))?;
+    let boot = audit::boot_id();
+    let audit = Arc::new(Audit::open(
+        audit,
+        &boot,
+        audit::Limits::default(),
+        &clock.now(),
+    )?);
+    confine(&paths(certificates.as_ref(), identities.as_ref()))?;
+    let journal = journal(&audit, &clock);
+    let now = Arc::clone(&clock);
+    let now: Clock = Arc::new(move || now.now());
+    let server = Server::new(KernelFacts::probe(), Require::Best)?;
+    let mut certs = None;
+    if let Some(config) = certificates {
+        let keys: Arc<dyn Keys> = Arc::new(Keyd::new(&config.keyd));
+        let (socket, limits) = (config.socket.clone(), limits(config.max_requests));
+        let store = store_of(config, rules, keys, Arc::clone(&now))?;
+        certs = Some(Arc::clone(&store));
+        let service = CertificateService {
+            certs: store,
+            journal: Arc::clone(&journal),
+        };
+        let routes = Arc::new(api::certificates(Arc::new(service)));
+        server.open(Listener::bind(&socket, 0o660)?, routes, limits)?;
+    }
+    let stop = Arc::new(Stop::default());
+    if let Some(config) = identities {
+        let (socket, limits) = (config.socket.clone(), limits(config.max_requests));
+        let identities = identities_of(config, rules, certs, now, journal, &stop)?;
+        identities.start()?;
+        let service = IdentityService {
+            identities: Arc::clone(&identities),
+        };
+        let routes = Arc::new(api::identities(Arc::new(service)));
+        server.open(Listener::bind(&socket, 0o660)?, routes, limits)?;
+        let stop = Arc::clone(&stop);
+        let run = move || identities.catch_up(&stop, &random);
+        std::thread::Builder::new()
+            .name("catch-up".to_owned())
+            .spawn(run)?;
+    }
+    server.start()?;
+    let (ticking, counted, told) = (Arc::clone(&stop), Arc::clone(&audit), Arc::clone(&clock));
+    let tick = move || {
+        while ticking.wait(MINUTE) {
+            if let Err(error) = counted.settle(&told.now()) {
+                log::failure(log::Level::Error, &error);
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("minute".to_owned())
+        .spawn(tick)?;
+    log::info("identityd serves");
+    Daemon::wait_for_stop();
+    stop.stop();
+    audit.close(&clock.now())?;
+    Ok(())
+}
+
+fn store_of(
+    config: Certificates,
+    rules: Rules,
+    keys: Arc<dyn Keys>,
+    clock: Clock,
+) -> Result<Arc<Certs>, FileError> {
+    let dir = Dir::open_or_create(&certs_dir(&config.homedir), rules)?;
+    let on_damage = Box::new(|id: &_, why: &_| {
+        log::error(format_args!("certificate {id}: {why}"));
+    });
+    Ok(Arc::new(Certs::new(
+        config, dir, rules, keys, clock, on_damage,
+    )))
+}
+
+fn identities_of(
+    config: Identities,
+    rules: Rules,
+    certs: Option<Arc<Certs>>,
+    clock: Clock,
+    journal: Journal,
+    stop: &Arc<Stop>,
+) -> Result<Arc<identities::Identities>, FileError> {
+    let keys: Arc<dyn Keys> = Arc::new(Keyd::new(&config.keyd));
+    let issuing: Arc<dyn Issuing> = match certs {
+        Some(certs) => certs,
+        None => Arc::new(Client::new(&config.certd)),
+    };
+    let stop = Arc::clone(stop);
+    let wait = Arc::new(move |span| stop.wait(span));
+    let cloud = Network::new(config.clone(), Arc::clone(&keys), clock, rules, wait);
+    let store = Store::new(Dir::open(&config.homedir, rules)?, rules);
+    let cloud = Box::new(cloud);
+    let parts = Parts {
+        config,
+        store,
+        keys,
+        cloud,
+        issuing,
+        journal,
+        rules,
+    };
+    Ok(Arc::new(identities::Identities::new(parts)))
+}
+
+/// Changes are durable before they are answered, refusals are counted (R37).
+fn journal(audit: &Arc<Audit>, clock: &Arc<clock::Clock>) -> Journal {
+    let (audit, clock) = (Arc::clone(audit), Arc::clone(clock));
+    Arc::new(move |entry: Entry| -> Result<(), Refusal> {
+        let now = clock.now();
+        if entry.decision == contract::audit::Decision::Allowed {
+            return Ok(audit.record(&now, entry)?);
+        }
+        audit.note(&now, entry);
+        Ok(())
+    })
+}
+
+fn limits(per_user: u32) -> Limits {
+    Limits {
+        per_user: usize::try_from(per_user).unwrap_or(10),
+        ..Limits::default()
+    }
+}
+
+/// Spreads the attempts of a fleet; without randomness the delay is fixed, which is still correct.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => u64::from_le_bytes(bytes),
+        Err(_) => 0,
+    }
+}
+
+/// All that this daemon opens from here on (R80): its state, its sockets' folders, the operator's
+/// files, and what the system's resolver reads.
+fn paths<'a>(
+    certificates: Option<&'a Certificates>,
+    identities: Option<&'a Identities>,
+) -> Vec<(&'a Path, Access)> {
+    let mut paths: Vec<(&Path, Access)> = [
+        "/proc",
+        "/dev/urandom",
+        "/etc/hosts",
+        "/etc/host.conf",
+        "/etc/resolv.conf",
+        "/etc/nsswitch.conf",
+        "/etc/gai.conf",
+        "/etc/services",
+        "/run/systemd/resolve",
+        "/run/resolvconf",
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+    ]
+    .iter()
+    .map(|path| (Path::new(*path), Access::Read))
+    .collect();
+    let mut write = |path: Option<&'a Path>| paths.extend(path.map(|path| (path, Access::Write)));
+    if let Some(config) = certificates {
+        write(Some(&config.homedir));
+        write(config.socket.parent());
+        for entry in config.preloaded.values() {
+            // Writing to such an id replaces the operator's file.
+            if let Preloaded::File(path) = entry {
+                write(path.parent());
+            }
+        }
+    }
+    if let Some(config) = identities {
+        write(Some(&config.homedir));
+        write(config.socket.parent());
+        paths.extend(
+            config
+                .trusted_certs
+                .iter()
+                .map(|path| (path.as_path(), Access::Read)),
+        );
+        if let Provisioning::Dps {
+            payload: Some(path),
+            ..
+        } = &config.provisioning
+        {
+            paths.push((path, Access::Read));
+        }
+    }
+    paths
+}
