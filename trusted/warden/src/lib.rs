@@ -22,13 +22,19 @@ use std::error::Error;
 
 use config::Config;
 
-/// Runs warden with the configuration in `path` until a signal asks for its end.
+/// Runs warden with the configuration in `path` until a signal asks for its end, or until
+/// `parent` ends, if it is given.
 ///
 /// # Errors
 /// Whatever kept it from starting, or from going on.
-pub fn run(path: &str) -> Result<(), Box<dyn Error>> {
+pub fn run(path: &str, parent: Option<i32>) -> Result<(), Box<dyn Error>> {
     rustix::process::chdir("/")?;
+    // What warden makes must be readable by whom it is made for, whatever its starter had.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     os::signal::block()?;
+    if let Some(parent) = parent {
+        privileges::bind_to(parent)?;
+    }
     let config = Config::load(path, rustix::process::geteuid().as_raw())?;
     let listener = server::Listener::bind(&config)?;
     let cgroups = match config.standing() {

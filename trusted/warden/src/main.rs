@@ -1,4 +1,4 @@
-//! Wiring of `holdfast-warden`: one argument, then [`warden::run`].
+//! Wiring of `holdfast-warden`: where its configuration is and whose end is its own, then [`warden::run`].
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -7,13 +7,16 @@ use local::log;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [option, path] = &arguments[..] else {
-        return usage();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let (config, parent) = match arguments[..] {
+        ["--config", config] => (config, None),
+        ["--config", config, "--parent", parent] => match parent.parse() {
+            Ok(parent) => (config, Some(parent)),
+            Err(_) => return usage(),
+        },
+        _ => return usage(),
     };
-    if option != "--config" {
-        return usage();
-    }
-    match warden::run(path) {
+    match warden::run(config, parent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::failure(log::Level::Error, error.as_ref());
@@ -23,6 +26,6 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    let _ = std::io::stderr().write_all(b"usage: holdfast-warden --config FILE\n");
+    let _ = std::io::stderr().write_all(b"usage: holdfast-warden --config FILE [--parent PID]\n");
     ExitCode::from(2)
 }

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, Signal, getppid, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
+};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
@@ -76,6 +79,17 @@ pub fn reduce() -> io::Result<()> {
     clear_ambient_capability_set()?;
     let permitted = capabilities(None)?.permitted & kept;
     hold(permitted & now, permitted)
+}
+
+/// Ends this process by force when its parent ends. Giving up capabilities later does not undo
+/// this.
+pub(crate) fn bind_to(parent: i32) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have gone before that.
+    match getppid() {
+        Some(now) if now.as_raw_nonzero().get() == parent => Ok(()),
+        _ => Err(io::Error::other("the parent process is gone")),
+    }
 }
 
 /// Takes up what was kept aside; nothing is served any more.

@@ -221,7 +221,7 @@ fn a89_another_program_at_the_granted_path_is_refused() {
         let program = world.dir.join("program");
         copy(&shell(), &program);
         world.write(&world.dir.join("script"), "#!/bin/sh\necho ran\n");
-        world.grant_program("m", &program, &["-c", "echo up; read forever"], "");
+        world.grant_program("m", &program, &["-c", "echo up"], "");
         world.grant_program("script", &world.dir.join("script"), &[], "");
         assert_eq!(world.refusal("script"), Reason::Executable);
         fs::set_permissions(&program, Permissions::from_mode(0o777)).unwrap();
@@ -230,12 +230,9 @@ fn a89_another_program_at_the_granted_path_is_refused() {
 
         let running = world.start("m", &[]).unwrap();
         assert_eq!(running.running.facts.executable.digest, digest(&shell()));
-        drop(running);
+        assert_eq!(running.all(), "up\n");
         copy(Path::new("/usr/bin/true"), &world.dir.join("new"));
         fs::rename(world.dir.join("new"), &program).unwrap();
-        world.client().kill(&module("m")).ok();
-        world.grant("wait", "true", "");
-        let _ = world.start("wait", &[]).map(world::Module::all);
         assert_eq!(world.refusal("m"), Reason::Digest, "{who:?}");
     }
 }
@@ -488,6 +485,24 @@ fn a_killed_warden_leaves_no_process_and_the_next_removes_its_cgroups() {
         let parent = format!("{at}/{}", world.cgroup_parent);
         drop(world);
         assert!(!fs::exists(parent).unwrap());
+    }
+}
+
+#[test]
+fn warden_and_its_modules_end_with_the_parent_it_was_bound_to() {
+    for who in everybody() {
+        let mut world = World::new(who);
+        world.kill();
+        world.restart_below_a_shell();
+        world.grant("m", "trap '' TERM; echo up; sleep 1000", "");
+        let mut running = world.start("m", &[]).unwrap();
+        assert_eq!(running.line(), "up");
+        let warden = world::pidfd(world::child(world.process.id()));
+        world.kill();
+        wait(warden.as_fd());
+        assert_eq!(running.all(), "", "{who:?}");
+        // The next one removes what is left.
+        world.restart();
     }
 }
 

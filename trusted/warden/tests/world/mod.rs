@@ -76,7 +76,7 @@ impl World {
             &dir.join("warden"),
         );
         let cgroup_parent = format!("holdfast-test-{tag}");
-        let process = launch(&dir, who, &cgroup_parent, &allowed);
+        let process = launch(BELOW_THE_TEST, &dir, who, &cgroup_parent, &allowed);
         Self {
             dir,
             who,
@@ -88,7 +88,22 @@ impl World {
 
     /// Starts another warden in the place of a killed one.
     pub(crate) fn restart(&mut self) {
-        self.process = launch(&self.dir, self.who, &self.cgroup_parent, &self.allowed);
+        self.launch(BELOW_THE_TEST);
+    }
+
+    /// The same, with a shell for a parent: [`kill`](Self::kill) kills that.
+    pub(crate) fn restart_below_a_shell(&mut self) {
+        self.launch(BELOW_A_SHELL);
+    }
+
+    fn launch(&mut self, script: &str) {
+        self.process = launch(
+            script,
+            &self.dir,
+            self.who,
+            &self.cgroup_parent,
+            &self.allowed,
+        );
     }
 
     /// Ends warden without a word.
@@ -291,7 +306,11 @@ fn own(path: &Path, uid: u32) {
     }
 }
 
-fn launch(dir: &Path, who: Who, cgroup_parent: &str, allowed: &[u32]) -> Child {
+/// An odd umask of the starter must not matter.
+const BELOW_THE_TEST: &str = "umask 077; exec \"$@\" --parent $PPID";
+const BELOW_A_SHELL: &str = "\"$@\" --parent $$ & wait";
+
+fn launch(script: &str, dir: &Path, who: Who, cgroup_parent: &str, allowed: &[u32]) -> Child {
     let config = dir.join("warden.toml");
     let text = format!(
         "socket = {:?}\nallowed_uids = {allowed:?}\ngrants = {:?}\ncgroup_parent = '{cgroup_parent}'\n\
@@ -302,21 +321,17 @@ fn launch(dir: &Path, who: Who, cgroup_parent: &str, allowed: &[u32]) -> Child {
     fs::write(&config, text).unwrap();
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
     inotify::add_watch(&watch, dir.join("run"), inotify::WatchFlags::MOVED_TO).unwrap();
-    let mut command = match who {
-        Who::User(uid) if uid != geteuid().as_raw() => {
-            own(&config, uid);
-            let mut command = Command::new("setpriv");
-            command.args([
-                &format!("--reuid={uid}"),
-                &format!("--regid={uid}"),
-                "--clear-groups",
-            ]);
-            command.arg(dir.join("warden"));
-            command
-        }
-        _ => Command::new(dir.join("warden")),
-    };
-    let process = command.arg("--config").arg(&config).spawn().unwrap();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh"]);
+    if let Who::User(uid) = who
+        && uid != geteuid().as_raw()
+    {
+        own(&config, uid);
+        let ids = [format!("--reuid={uid}"), format!("--regid={uid}")];
+        command.arg("setpriv").args(ids).arg("--clear-groups");
+    }
+    command.arg(dir.join("warden")).arg("--config").arg(&config);
+    let process = command.spawn().unwrap();
     let pidfd = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
     let mut fds = [&watch, &pidfd].map(|fd| PollFd::new(fd, PollFlags::IN));
     poll(&mut fds, None).unwrap();
