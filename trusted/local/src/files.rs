@@ -150,6 +150,12 @@ impl Rules {
     }
 }
 
+/// The user whose files are ours.
+#[must_use]
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// What happens to files, one durable step each, in one directory. Names are single components.
 ///
 /// An implementation may lose what was not made durable, in any combination, and nothing else.
@@ -205,6 +211,8 @@ pub trait Disk: Send + Sync {
 
 /// What the previous generation of a file is called.
 const PREVIOUS: &str = ".prev";
+/// Longest name, so that its previous generation still has one.
+const MAX_NAME: usize = 255 - PREVIOUS.len();
 /// What a file is called until it is complete.
 const TEMPORARY: &str = ".new";
 
@@ -304,7 +312,7 @@ impl Dir {
     pub fn replace(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), FileError> {
         let name = checked(name)?;
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!(".{name}.{number}{TEMPORARY}");
+        let temporary = format!(".{}.{number}{TEMPORARY}", std::process::id());
         let done = self
             .io("write", name, self.disk.create(&temporary, bytes, mode))
             .and_then(|()| self.put_in_place(&temporary, name));
@@ -415,6 +423,16 @@ impl Dir {
         Ok(self.names()?.into_iter().filter(own).collect())
     }
 
+    /// Names of the files whose previous generation is kept.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn kept(&self) -> Result<BTreeSet<String>, FileError> {
+        let names = self.names()?;
+        let kept = names.iter().filter_map(|n| n.strip_suffix(PREVIOUS));
+        Ok(kept.map(ToOwned::to_owned).collect())
+    }
+
     fn names(&self) -> Result<Vec<String>, FileError> {
         self.io("list", "", self.disk.names())
     }
@@ -436,7 +454,7 @@ impl Dir {
 /// A name from our own code: one component that is not hidden and no generation of another.
 fn checked(name: &str) -> Result<&str, FileError> {
     let fits = !name.is_empty()
-        && name.len() <= 200
+        && name.len() <= MAX_NAME
         && !name.starts_with('.')
         && !name.ends_with(PREVIOUS)
         && !name.bytes().any(|b| b == b'/' || b == 0);
