@@ -198,3 +198,50 @@ impl Bus {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn notice(version: i64) -> Notice {
+        let identity = Identity::new("d", None).unwrap();
+        Notice {
+            identity,
+            version,
+            body: json!({"$version": version}),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_closed_rather_than_told_half() {
+        let bus = Bus::default();
+        let (out, mut queue) = mpsc::channel(2);
+        let link = Arc::new(Link::new(out, Filter::Desired.bit()));
+        bus.join(&notice(0).identity, &link);
+        for version in 1..=3 {
+            bus.notify(&notice(version));
+        }
+        link.closed().await;
+        for version in [1, 2] {
+            let told = queue.try_recv().unwrap().bytes;
+            assert!(String::from_utf8_lossy(&told).contains(&format!("?$version={version}{{")));
+        }
+        assert!(queue.try_recv().is_err(), "the third was not told");
+    }
+
+    #[test]
+    fn a_link_that_was_taken_over_does_not_remove_its_successor() {
+        let bus = Bus::default();
+        let identity = notice(0).identity;
+        let link = || Arc::new(Link::new(mpsc::channel(1).0, 0));
+        let (first, second) = (link(), link());
+        bus.join(&identity, &first);
+        bus.join(&identity, &second);
+        bus.leave(&identity, &first);
+        assert!(bus.is_connected(&identity));
+        bus.leave(&identity, &second);
+        assert!(!bus.is_connected(&identity));
+    }
+}

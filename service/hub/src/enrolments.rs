@@ -368,11 +368,15 @@ pub fn register(connection: &Connection, proved: Proved, at: &str) -> Result<Reg
         .prepare_cached("SELECT device, created FROM registration WHERE id = ?1")?
         .query_row(params![id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    // The case in which a device first wrote its id stays its device id.
+    // The case in which a device first wrote its id stays its device id. A name that another
+    // enrolment once gave it does not.
+    let first = last
+        .iter()
+        .map(|(device, _)| device)
+        .find(|device| device.eq_ignore_ascii_case(&id));
     let device = terms
         .device_id
-        .or_else(|| last.as_ref().map(|(device, _)| device.clone()))
-        .unwrap_or_else(|| registration.to_string());
+        .unwrap_or_else(|| first.cloned().unwrap_or_else(|| registration.to_string()));
     let identity = Identity::new(&device, None)?;
     let is_new = registry::find(connection, &identity)?.is_none();
     let capabilities = terms.capabilities.unwrap_or_default();

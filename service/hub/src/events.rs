@@ -67,7 +67,10 @@ pub fn append(
     Ok(seq)
 }
 
-/// Reads at most `max` messages that came after number `after`.
+/// Bytes of bodies in one answer, unless the first is larger.
+const PAGE: usize = 2 << 20;
+
+/// Reads at most `max` messages that came after number `after`, and no more than one answer holds.
 ///
 /// # Errors
 /// [`Error::Store`].
@@ -77,19 +80,24 @@ pub fn read(connection: &Connection, after: i64, max: u32) -> Result<Vec<Value>,
          WHERE seq > ?1 ORDER BY seq LIMIT ?2",
     )?;
     let mut rows = statement.query(params![after, max])?;
-    let mut events = Vec::new();
+    let (mut events, mut size) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let members = |text: String| -> Result<Value, Error> {
             serde_json::from_str(&text).map_err(|_| StoreError::Value("event").into())
         };
         let module: String = row.get(2)?;
+        let body: Vec<u8> = row.get(5)?;
+        size += body.len();
+        if size > PAGE && !events.is_empty() {
+            break;
+        }
         events.push(json!({
             "seq": row.get::<_, i64>(0)?,
             "deviceId": row.get::<_, String>(1)?,
             "moduleId": (!module.is_empty()).then_some(module),
             "properties": members(row.get(3)?)?,
             "systemProperties": members(row.get(4)?)?,
-            "body": STANDARD.encode(row.get::<_, Vec<u8>>(5)?),
+            "body": STANDARD.encode(body),
         }));
     }
     Ok(events)

@@ -229,11 +229,7 @@ async fn admit(hub: &Arc<Hub>, connect: Connect) -> Result<Guest, Welcome> {
             Error::Store(_) => Welcome::Unavailable,
             _ => Welcome::NotAuthorized,
         })?;
-    let asked = match u64::from(connect.keep_alive) {
-        0 => MAX_SILENCE,
-        seconds => (seconds + seconds / 2).min(MAX_SILENCE),
-    };
-    let (silence, clean) = (Duration::from_secs(asked), connect.clean);
+    let (silence, clean) = (silence(connect.keep_alive), connect.clean);
     Ok(Guest {
         identity,
         closes,
@@ -243,6 +239,17 @@ async fn admit(hub: &Arc<Hub>, connect: Connect) -> Result<Guest, Welcome> {
         present,
         will,
     })
+}
+
+/// How long a client may say nothing: one and a half times what it promised.
+fn silence(keep_alive: u16) -> Duration {
+    let seconds = u64::from(keep_alive);
+    let allowed = if seconds == 0 {
+        MAX_SILENCE
+    } else {
+        seconds + seconds / 2
+    };
+    Duration::from_secs(allowed.min(MAX_SILENCE))
 }
 
 /// The identity that a user name claims: `H/D/?api-version=..` or `H/D/M/?api-version=..`, older
@@ -522,6 +529,19 @@ fn answer(link: &Link, topic: &str, body: &str, permit: OwnedSemaphorePermit) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_may_be_silent_for_one_and_a_half_intervals() {
+        for (keep_alive, seconds) in [
+            (0, 1767),
+            (60, 90),
+            (1178, 1767),
+            (1179, 1767),
+            (65535, 1767),
+        ] {
+            assert_eq!(silence(keep_alive).as_secs(), seconds, "{keep_alive}");
+        }
+    }
 
     #[test]
     fn user_names_are_read_in_all_their_forms() {

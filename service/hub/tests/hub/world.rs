@@ -20,7 +20,7 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream
 pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
 pub(crate) const HOST: &str = "hub.test";
 /// A guard against hanging for ever, never a measure.
-const GUARD: Duration = Duration::from_secs(60);
+const GUARD: Duration = Duration::from_secs(20);
 
 pub(crate) fn now() -> i64 {
     #[expect(
@@ -383,11 +383,11 @@ impl Mqtt {
     /// The next packet, or `None` when the hub has closed the connection.
     pub(crate) fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
         let mut byte = [0];
-        self.stream.read_exact(&mut byte).ok()?;
+        self.fill(&mut byte)?;
         let kind = byte[0];
         let (mut length, mut shift) = (0, 0);
         loop {
-            self.stream.read_exact(&mut byte).ok()?;
+            self.fill(&mut byte)?;
             length |= usize::from(byte[0] & 127) << shift;
             shift += 7;
             if byte[0] < 128 {
@@ -395,8 +395,20 @@ impl Mqtt {
             }
         }
         let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).ok()?;
+        self.fill(&mut body)?;
         Some((kind, body))
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Option<()> {
+        use std::io::ErrorKind::{TimedOut, WouldBlock};
+        let result = self.stream.read_exact(bytes);
+        if let Err(bad) = &result {
+            assert!(
+                !matches!(bad.kind(), TimedOut | WouldBlock),
+                "neither a packet nor an end"
+            );
+        }
+        result.ok()
     }
 
     pub(crate) fn publish(&mut self, topic: &str, body: &[u8], id: Option<u16>) {
