@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use hub::config::Config;
 use hub::{Running, init};
 
-const USAGE: &str = "usage: holdfast-hub --config FILE
+const USAGE: &str = "usage: holdfast-hub --config FILE [--parent PID]
        holdfast-hub init --state DIR --hostname NAME [--hostname NAME]...";
 
 enum Task {
-    Serve(PathBuf),
+    /// With a parent, the hub ends with it.
+    Serve(PathBuf, Option<i32>),
     Init(PathBuf, Vec<String>),
 }
 
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     };
     let result = match task {
         Task::Init(folder, names) => init::init(&folder, &names).map_err(|bad| bad.to_string()),
-        Task::Serve(file) => serve(&file),
+        Task::Serve(file, parent) => bind_to(parent).and_then(|()| serve(&file)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,7 +38,12 @@ fn task(mut words: impl Iterator<Item = String>) -> Option<Task> {
     match words.next()?.as_str() {
         "--config" => {
             let file = words.next()?;
-            words.next().is_none().then(|| Task::Serve(file.into()))
+            let parent = match words.next().as_deref() {
+                None => None,
+                Some("--parent") => Some(words.next()?.parse().ok()?),
+                Some(_) => return None,
+            };
+            words.next().is_none().then(|| Task::Serve(file.into(), parent))
         }
         "init" => {
             let (mut folder, mut names) = (None, Vec::new());
@@ -52,6 +58,15 @@ fn task(mut words: impl Iterator<Item = String>) -> Option<Task> {
         }
         _ => None,
     }
+}
+
+/// Ends this process with its parent, which may have gone already.
+fn bind_to(parent: Option<i32>) -> Result<(), String> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    let Some(parent) = parent else { return Ok(()) };
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|bad| format!("parent: {bad}"))?;
+    let there = getppid().is_some_and(|now| now.as_raw_nonzero().get() == parent);
+    if there { Ok(()) } else { Err("the parent process is gone".to_owned()) }
 }
 
 fn serve(file: &std::path::Path) -> Result<(), String> {
