@@ -10,7 +10,7 @@ use contract::sas::{Audience, SasKey, Token};
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::registry::{Identity, Record};
+use crate::record::{Identity, Record};
 
 /// What an operation needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::error::Error;
-use crate::registry::Identity;
+use crate::record::Identity;
 use crate::topic::{self, Filter};
 use crate::twins::Notice;
 use crate::wire;

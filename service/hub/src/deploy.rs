@@ -10,7 +10,8 @@ use rusqlite::{Connection, params};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::registry::{self, Identity};
+use crate::record::Identity;
+use crate::registry;
 use crate::twins::{self, Notice};
 
 /// A content that was read: desired properties by module.

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::random;
-use crate::registry::{self, Capabilities, Identity, IfMatch, Live, SymmetricKey};
+use crate::record::Identity;
+use crate::registry::{self, Capabilities, IfMatch, Live, SymmetricKey};
 use crate::store::StoreError;
 use crate::twins::{self, How};
 

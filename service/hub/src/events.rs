@@ -9,7 +9,8 @@ use rusqlite::{Connection, params};
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::registry::{self, Identity};
+use crate::record::Identity;
+use crate::registry;
 use crate::store::StoreError;
 use crate::topic::Bag;
 

@@ -21,6 +21,7 @@ use crate::bus::Bus;
 use crate::config::{Config, ConfigError};
 use crate::store::{Store, StoreError};
 
+mod admit;
 mod api;
 pub mod auth;
 pub mod bus;
@@ -35,6 +36,7 @@ pub mod init;
 mod listen;
 mod mqtt;
 mod random;
+pub mod record;
 pub mod registry;
 pub mod store;
 pub mod topic;

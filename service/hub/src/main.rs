@@ -43,7 +43,10 @@ fn task(mut words: impl Iterator<Item = String>) -> Option<Task> {
                 Some("--parent") => Some(words.next()?.parse().ok()?),
                 Some(_) => return None,
             };
-            words.next().is_none().then(|| Task::Serve(file.into(), parent))
+            words
+                .next()
+                .is_none()
+                .then(|| Task::Serve(file.into(), parent))
         }
         "init" => {
             let (mut folder, mut names) = (None, Vec::new());
@@ -66,7 +69,11 @@ fn bind_to(parent: Option<i32>) -> Result<(), String> {
     let Some(parent) = parent else { return Ok(()) };
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|bad| format!("parent: {bad}"))?;
     let there = getppid().is_some_and(|now| now.as_raw_nonzero().get() == parent);
-    if there { Ok(()) } else { Err("the parent process is gone".to_owned()) }
+    if there {
+        Ok(())
+    } else {
+        Err("the parent process is gone".to_owned())
+    }
 }
 
 fn serve(file: &std::path::Path) -> Result<(), String> {

@@ -7,6 +7,7 @@
 //! happened and every caller is told so.
 
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,9 @@ pub enum StoreError {
     /// SQLite says no.
     #[error("database: {0}")]
     Database(Arc<rusqlite::Error>),
+    /// The file cannot be made.
+    #[error("database file: {0}")]
+    File(Arc<std::io::Error>),
     /// The file was written by another version.
     #[error("database has layout {0}, this program knows {LAYOUT}")]
     Layout(i64),
@@ -94,9 +98,10 @@ impl Store {
     /// [`StoreError`] when the file cannot be opened or has another layout.
     pub fn open(file: &Path) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        // SQLite would make it readable by all; its journal gets the mode of the file.
+        private(file).map_err(|bad| StoreError::File(Arc::new(bad)))?;
         let connection = Connection::open_with_flags(file, flags)?;
         // A store has one owner: a second hub waits, and is then refused. The wait covers one that
         // is just ending.
@@ -168,6 +173,17 @@ impl Store {
         });
         self.jobs.send(job).await.map_err(|_| StoreError::Stopped)
     }
+}
+
+fn private(file: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(file)
+        .map(drop)
 }
 
 /// Runs one job so that its failure undoes only what it did itself.

@@ -7,7 +7,7 @@
 use contract::sas::{decode, encode, unescape};
 use serde_json::{Map, Value};
 
-use crate::registry::Identity;
+use crate::record::Identity;
 
 /// The longest topic, in bytes.
 pub const MAX_TOPIC: usize = 1024;

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::random;
-use crate::registry::{self, Identity, IfMatch, Record};
+use crate::record::{Identity, Record};
+use crate::registry::{self, IfMatch};
 use crate::store::StoreError;
 
 /// A section's name in the store.

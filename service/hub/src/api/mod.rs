@@ -26,7 +26,8 @@ use serde_json::Value;
 
 use crate::auth::{Principal, Right};
 use crate::error::Error;
-use crate::registry::{self as records, Identity, IfMatch};
+use crate::record::Identity;
+use crate::registry::{self as records, IfMatch};
 use crate::{Hub, clock};
 
 /// For the whole body of a request.

@@ -10,7 +10,8 @@ use super::{Call, RECORD, answer, tagged};
 use crate::auth::Right;
 use crate::clock;
 use crate::error::Error;
-use crate::registry::{self, Document, Live, Record};
+use crate::record::Record;
+use crate::registry::{self, Document, Live};
 
 pub(super) async fn list(call: Call) -> Result<Response, Error> {
     call.permit(Right::RegistryRead, None).await?;

@@ -96,6 +96,13 @@ fn a_killed_hub_loses_nothing_that_it_acknowledged() {
     let folder = Folder::new();
     assert!(init(&folder).status.success());
     let first = serve(&folder);
+    for name in ["hub.sqlite", "hub.sqlite-wal", "endpoints.json"] {
+        let mode = std::fs::metadata(folder.0.join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
     let world = World::of(folder);
     let key = world.device("d", false);
     let mut client = world.mqtt("d", &token("d", &key), true);
