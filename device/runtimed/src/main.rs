@@ -17,7 +17,7 @@ use runtimed::config::Config;
 use runtimed::engine::host::HostEngine;
 use runtimed::module::{Keeper, Module};
 use runtimed::runtime::{Parts, Runtime};
-use runtimed::{api, modules, watchdog};
+use runtimed::{api, modules, watchdog, witness};
 
 /// Settings could not be loaded; the unit file tells systemd not to restart (module-runtime.md 1.1).
 const BAD_SETTINGS: u8 = 153;
@@ -93,6 +93,7 @@ fn serve(config: Config, uid: u32) -> Result<(), Box<dyn std::error::Error>> {
     log::info("runtimed serves");
     Daemon::wait_for_stop();
     runtime.audit.close(&runtime.clock.now())?;
+    witness::sign_heads(&runtime, true);
     Ok(())
 }
 

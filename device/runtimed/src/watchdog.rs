@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::attest::Registration;
 use crate::module::{Keeper, Module};
 use crate::runtime::Runtime;
+use crate::witness;
 
 /// A module that runs this long starts with a clean record, in milliseconds.
 const PROVEN: i64 = 600_000;
@@ -86,6 +87,7 @@ pub fn run(runtime: &Arc<Runtime>) {
         if let Err(error) = runtime.audit.settle(&runtime.clock.now()) {
             log::failure(log::Level::Error, &error);
         }
+        witness::sign_heads(runtime, false);
         wait(runtime, &running, wake - runtime.clock.now().monotonic_ms);
     }
 }

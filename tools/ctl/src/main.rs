@@ -1,3 +1,5 @@
-//! The command line of Holdfast.
+//! `holdfast`: see the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    ctl::main()
+}
