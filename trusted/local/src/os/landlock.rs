@@ -28,10 +28,31 @@ const EXECUTE: u64 = 1;
 const WRITE_FILE: u64 = 1 << 1;
 const READ_FILE: u64 = 1 << 2;
 const READ_DIR: u64 = 1 << 3;
+const MAKE_CHAR: u64 = 1 << 6;
+const MAKE_BLOCK: u64 = 1 << 11;
 /// All thirteen rights of the first version.
-const ALL: u64 = (1 << 13) - 1;
-/// REFER: without it, a rename between folders is refused even inside what is allowed.
+const FIRST: u64 = (1 << 13) - 1;
+/// Second version: without it, a rename between folders is refused even inside what is allowed.
 const REFER: u64 = 1 << 13;
+/// Third version: without it, a file outside the list could still be cut.
+const TRUNCATE: u64 = 1 << 14;
+/// Fifth version.
+const IOCTL_DEV: u64 = 1 << 15;
+
+/// Every right that this version of Landlock can take away.
+const fn handled(version: libc::c_long) -> u64 {
+    let mut rights = FIRST;
+    if version >= 2 {
+        rights |= REFER;
+    }
+    if version >= 3 {
+        rights |= TRUNCATE;
+    }
+    if version >= 5 {
+        rights |= IOCTL_DEV;
+    }
+    rights
+}
 
 /// What a path may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +61,7 @@ pub enum Access {
     Read,
     /// Read, and run programs.
     Execute,
-    /// Everything below the folder.
+    /// Everything below the folder but running programs and making devices.
     Write,
 }
 
@@ -62,7 +83,7 @@ pub fn restrict(paths: &[(&Path, Access)]) -> io::Result<()> {
     if version < 0 {
         return Err(io::Error::last_os_error());
     }
-    let handled = if version >= 2 { ALL | REFER } else { ALL };
+    let handled = handled(version);
     let rules = Ruleset {
         handled_access_fs: handled,
     };
@@ -87,11 +108,11 @@ pub fn restrict(paths: &[(&Path, Access)]) -> io::Result<()> {
         let mut allowed = match access {
             Access::Read => READ_FILE | READ_DIR,
             Access::Execute => READ_FILE | READ_DIR | EXECUTE,
-            Access::Write => handled & !EXECUTE,
+            Access::Write => handled & !(EXECUTE | MAKE_CHAR | MAKE_BLOCK | IOCTL_DEV),
         };
         if !is_dir {
             // Rights of folders on a file are an error.
-            allowed &= EXECUTE | WRITE_FILE | READ_FILE;
+            allowed &= EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE;
         }
         let rule = PathBeneath {
             allowed_access: allowed,
