@@ -602,7 +602,10 @@ mod tests {
         let mut now = Duration::ZERO;
         loop {
             match machine.next(&Event::NoReply, now, 7) {
-                Step::Wait(wait) => now += wait,
+                Step::Wait(wait) => {
+                    assert!(wait > Duration::ZERO, "time has to pass");
+                    now += wait;
+                }
                 Step::Failed(None) => break,
                 step => panic!("{step:?}"),
             }

@@ -23,6 +23,10 @@ use rustls::{
 pub const MAX_BUNDLE: usize = 256 * 1024;
 /// The most certificates one bundle may hold.
 pub const MAX_CERTIFICATES: usize = 64;
+/// The largest bundle of the operating system that is read.
+pub const MAX_SYSTEM_BUNDLE: usize = 1024 * 1024;
+/// The most certificates in it.
+pub const MAX_SYSTEM_CERTIFICATES: usize = 512;
 
 /// Why a TLS connection, or the trust it needs, could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +116,20 @@ pub struct Roots {
 }
 
 impl Roots {
+    /// Reads the operating system's bundle: more roots than anybody configures, of which those
+    /// that cannot be used are left out, since nobody chose them one by one.
+    pub fn from_system(bundle: &[u8]) -> Result<Self, TlsError> {
+        let mut store = RootCertStore::empty();
+        let all = certificates_within(bundle, MAX_SYSTEM_BUNDLE, MAX_SYSTEM_CERTIFICATES)?;
+        let (usable, _) = store.add_parsable_certificates(all);
+        if usable == 0 {
+            return Err(TlsError::BundleEmpty);
+        }
+        Ok(Self {
+            store: Arc::new(store),
+        })
+    }
+
     /// Reads a PEM bundle: certificates only, each of them usable, within the limits.
     pub fn from_pem(bundle: &[u8]) -> Result<Self, TlsError> {
         let mut store = RootCertStore::empty();
@@ -466,11 +484,19 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn certificates(bundle: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    if bundle.len() > MAX_BUNDLE {
+    certificates_within(bundle, MAX_BUNDLE, MAX_CERTIFICATES)
+}
+
+fn certificates_within(
+    bundle: &[u8],
+    bytes: usize,
+    count: usize,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    if bundle.len() > bytes {
         return Err(TlsError::BundleTooLarge {
             unit: "bytes",
             found: bundle.len(),
-            limit: MAX_BUNDLE,
+            limit: bytes,
         });
     }
     let mut found = Vec::new();
@@ -479,11 +505,11 @@ fn certificates(bundle: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError>
             (SectionKind::Certificate, der) => found.push(CertificateDer::from(der)),
             (kind, _) => return Err(TlsError::BundleContent(kind)),
         }
-        if found.len() > MAX_CERTIFICATES {
+        if found.len() > count {
             return Err(TlsError::BundleTooLarge {
                 unit: "certificates",
                 found: found.len(),
-                limit: MAX_CERTIFICATES,
+                limit: count,
             });
         }
     }
