@@ -185,7 +185,7 @@ impl Identities {
     }
 
     fn probe(&self, device: &Device) -> Result<(), CloudError> {
-        self.parts.cloud.hub(device)?.list().map(drop)
+        self.parts.cloud.hub(device).list().map(drop)
     }
 
     /// The record is durable and the change audited before anybody is served by it.
@@ -215,7 +215,7 @@ impl Identities {
         {
             return Ok(());
         }
-        let hub = self.parts.cloud.hub(&device).map_err(IdentityError::Hub)?;
+        let hub = self.parts.cloud.hub(&device);
         let modules = self.parts.store.modules(&device)?;
         self.live(Life::Provisioned(Arc::new(Provisioned {
             device,
@@ -245,7 +245,7 @@ impl Identities {
             other => other?,
         };
         let _turn = self.turn()?;
-        let config = &self.parts.config;
+        let config = self.config();
         let wanted: BTreeSet<_> = config.modules().cloned().collect();
         let previous = self.parts.store.previous()?;
         let list = at.hub.list().map_err(IdentityError::Hub)?;
@@ -265,6 +265,6 @@ impl Identities {
                 Action::Delete(id) => self.delete_at(SELF, &at, &id)?,
             }
         }
-        Ok(self.parts.store.put_previous(config)?)
+        Ok(self.parts.store.put_previous(&config)?)
     }
 }

@@ -3,6 +3,7 @@
 //! Who may call what is decided here from the caller's user and the configuration; what a verb does
 //! is in [`crate::certs`], [`crate::identities`], [`crate::modules`] and [`crate::act`].
 
+use std::error::Error;
 use std::sync::Arc;
 
 use contract::api::certificate::{self as cert, CertificateApi, Pem};
@@ -13,11 +14,13 @@ use contract::api::identity::{
 use contract::audit::{Decision, Entry, Event};
 use contract::endpoint::{Ask, Callers, Empty};
 use contract::names::{CertId, ModuleName};
-use contract::refusal::Refusal;
+use contract::refusal::{Class, Refusal};
+use local::log;
 use local::peer::Caller;
 use local::routes::{Gate, Routes};
 
 use crate::certs::Certs;
+use crate::cloud::causes;
 use crate::config::{Principal, PrincipalKind, Who};
 use crate::error::{IdentityError, Journal, may_not_write};
 use crate::identities::Identities;
@@ -81,6 +84,17 @@ impl Gate for CertificateService {
     }
 }
 
+/// Says in the log why a request failed, since the wire does not always.
+fn told<E: Error + Into<Refusal>>(error: E) -> Refusal {
+    let words = causes(&error);
+    let refusal = error.into();
+    match refusal.class {
+        Class::Internal => log::error(format_args!("!!! {words}")),
+        _ => log::info(format_args!("!!! {words}")),
+    }
+    refusal
+}
+
 /// Records a refusal that is an event, and passes it on. It stands whether or not it could be
 /// recorded.
 fn refuse(journal: &Journal, who: &str, object: &str, refusal: &Refusal) -> Refusal {
@@ -110,7 +124,7 @@ impl CertificateService {
         if !self.certs.may_write(who.0, id) {
             return Err(refuse(may_not_write(who.0, id)));
         }
-        let done = work(&self.certs).map_err(|error| refuse(error.into()))?;
+        let done = work(&self.certs).map_err(|error| refuse(told(error)))?;
         let mut entry = Entry::new(Event::CertIssued, Decision::Allowed, principal.as_str());
         operation.clone_into(&mut entry.operation);
         id.as_str().clone_into(&mut entry.object);
@@ -137,7 +151,7 @@ fn create_cert(
 
 fn read_cert(api: &CertificateService, _: &User, ask: Ask<cert::Read>) -> Result<Pem, Refusal> {
     Ok(Pem {
-        pem: api.certs.read(&ask.target)?.to_pem(),
+        pem: api.certs.read(&ask.target).map_err(told)?.to_pem(),
     })
 }
 
@@ -190,6 +204,16 @@ pub fn admits(callers: Callers, who: &Who) -> bool {
         Callers::Services => matches!(who, Who::Root | Who::Daemon),
         Callers::Identities => !matches!(who, Who::Unknown),
         _ => false,
+    }
+}
+
+impl IdentityService {
+    /// Passes a verdict on, and records it when it is a refusal.
+    fn allow(&self, who: &Member, verdict: Result<(), IdentityError>) -> Result<(), Refusal> {
+        verdict.map_err(|error| {
+            let refusal = told(error).recorded_as(Event::PeerRefused);
+            refuse(self.identities.journal(), &who.name(), "", &refusal)
+        })
     }
 }
 
@@ -255,12 +279,12 @@ fn only_aziot(kind: IdentityKind) -> Result<(), IdentityError> {
 }
 
 fn own(api: &IdentityService, who: &Member, _: Ask<api::Own>) -> Result<Identity, Refusal> {
-    Ok(api.identities.own(&who.who)?)
+    api.identities.own(&who.who).map_err(told)
 }
 
 fn device(api: &IdentityService, who: &Member, _: Ask<api::Device>) -> Result<Identity, Refusal> {
-    may_use_device(&who.who)?;
-    Ok(api.identities.device()?)
+    api.allow(who, may_use_device(&who.who))?;
+    api.identities.device().map_err(told)
 }
 
 fn reprovision(
@@ -268,7 +292,7 @@ fn reprovision(
     who: &Member,
     _: Ask<api::Reprovision>,
 ) -> Result<Empty, Refusal> {
-    api.identities.reprovision(&who.name())?;
+    api.identities.reprovision(&who.name()).map_err(told)?;
     Ok(Empty)
 }
 
@@ -277,7 +301,7 @@ fn provisioning(
     _: &Member,
     _: Ask<api::Provisioning>,
 ) -> Result<ProvisioningInfo, Refusal> {
-    Ok(api.identities.provisioning()?)
+    api.identities.provisioning().map_err(told)
 }
 
 fn list_modules(
@@ -287,7 +311,7 @@ fn list_modules(
 ) -> Result<IdentityList, Refusal> {
     only_aziot(ask.target.0)?;
     Ok(IdentityList {
-        identities: api.identities.modules()?,
+        identities: api.identities.modules().map_err(told)?,
     })
 }
 
@@ -299,10 +323,14 @@ fn create_module(
     let request = ask.body;
     let id = &request.module_id;
     Ok(match request.kind {
-        IdentityKind::Aziot => api.identities.create_module(&who.name(), id)?,
+        IdentityKind::Aziot => api
+            .identities
+            .create_module(&who.name(), id)
+            .map_err(told)?,
         IdentityKind::Local => api
             .identities
-            .create_local(id, request.local_id_opts.as_ref())?,
+            .create_local(id, request.local_id_opts.as_ref())
+            .map_err(told)?,
     })
 }
 
@@ -311,11 +339,11 @@ fn read_module(
     who: &Member,
     ask: Ask<api::ReadModule>,
 ) -> Result<Identity, Refusal> {
-    may_read_module(&who.who, &ask.target)?;
+    api.allow(who, may_read_module(&who.who, &ask.target))?;
     let OneModule { id, kind } = &ask.target;
     Ok(match kind {
-        IdentityKind::Aziot => api.identities.module(id)?,
-        IdentityKind::Local => api.identities.local(id)?,
+        IdentityKind::Aziot => api.identities.module(id).map_err(told)?,
+        IdentityKind::Local => api.identities.local(id).map_err(told)?,
     })
 }
 
@@ -325,7 +353,9 @@ fn update_module(
     ask: Ask<api::UpdateModule>,
 ) -> Result<Identity, Refusal> {
     only_aziot(ask.target.kind)?;
-    Ok(api.identities.update_module(&who.name(), &ask.target.id)?)
+    api.identities
+        .update_module(&who.name(), &ask.target.id)
+        .map_err(told)
 }
 
 fn delete_module(
@@ -334,7 +364,9 @@ fn delete_module(
     ask: Ask<api::DeleteModule>,
 ) -> Result<Empty, Refusal> {
     only_aziot(ask.target.kind)?;
-    api.identities.delete_module(&who.name(), &ask.target.id)?;
+    api.identities
+        .delete_module(&who.name(), &ask.target.id)
+        .map_err(told)?;
     Ok(Empty)
 }
 

@@ -7,7 +7,7 @@
 
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::rand;
 
@@ -105,7 +105,7 @@ pub type OnDamage = Box<dyn Fn(&CertId, &PemError) + Send + Sync>;
 
 /// The certificates of this device.
 pub struct Certs {
-    config: Certificates,
+    config: RwLock<Arc<Certificates>>,
     dir: Dir,
     rules: Rules,
     keys: Arc<dyn Keys>,
@@ -125,7 +125,7 @@ impl Certs {
         on_damage: OnDamage,
     ) -> Self {
         Self {
-            config,
+            config: RwLock::new(Arc::new(config)),
             dir,
             rules,
             keys,
@@ -134,10 +134,20 @@ impl Certs {
         }
     }
 
+    /// Puts other rules, files and writers in force; sockets and state directory stay.
+    pub fn reconfigure(&self, config: Certificates) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// What is in force. A request works with one configuration from beginning to end.
+    fn config(&self) -> Arc<Certificates> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Whether a user may create, import and delete under this id.
     #[must_use]
     pub fn may_write(&self, uid: u32, id: &CertId) -> bool {
-        self.config.writers.may(uid, id)
+        self.config().writers.may(uid, id)
     }
 
     /// The certificates under an id.
@@ -145,11 +155,17 @@ impl Certs {
     /// # Errors
     /// [`CertsError::NotFound`], or what is wrong with file or bundle.
     pub fn read(&self, id: &CertId) -> Result<Chain, CertsError> {
-        self.find(id, MAX_DEPTH)?.ok_or(CertsError::NotFound)
+        self.find(&self.config(), id, MAX_DEPTH)?
+            .ok_or(CertsError::NotFound)
     }
 
-    fn find(&self, id: &CertId, depth: u8) -> Result<Option<Chain>, CertsError> {
-        match self.config.preloaded.get(id) {
+    fn find(
+        &self,
+        config: &Certificates,
+        id: &CertId,
+        depth: u8,
+    ) -> Result<Option<Chain>, CertsError> {
+        match config.preloaded.get(id) {
             None => self.stored(id),
             Some(Preloaded::File(path)) => self.brought(id, path),
             Some(Preloaded::Bundle(members)) => {
@@ -157,7 +173,7 @@ impl Certs {
                 let depth = depth.checked_sub(1).ok_or_else(too_large)?;
                 let mut all: Option<Chain> = None;
                 for member in members {
-                    let Some(chain) = self.find(member, depth)? else {
+                    let Some(chain) = self.find(config, member, depth)? else {
                         continue;
                     };
                     let bundle = match all.take() {
@@ -239,7 +255,7 @@ impl Certs {
 
     /// Where an id is written: an operator's file is replaced in its own directory.
     fn place(&self, id: &CertId) -> Result<(Dir, String), CertsError> {
-        match self.config.preloaded.get(id) {
+        match self.config().preloaded.get(id) {
             None => Ok((self.dir.clone(), file_name(id))),
             Some(Preloaded::Bundle(_)) => Err(CertsError::Bundle { id: id.clone() }),
             Some(Preloaded::File(path)) => {
@@ -261,13 +277,13 @@ impl Certs {
         csr: &str,
         issuer: Option<&Issuer>,
     ) -> Result<Chain, CertsError> {
-        if let Some(Preloaded::Bundle(_)) = self.config.preloaded.get(id) {
+        let config = self.config();
+        if let Some(Preloaded::Bundle(_)) = config.preloaded.get(id) {
             return Err(CertsError::Bundle { id: id.clone() });
         }
         let request = Request::parse(csr)?;
-        let role =
-            Role::of(request.wish, self.config.issuers_below(id)).map_err(CertsError::Asked)?;
-        let rule = self.config.issuance.get(id);
+        let role = Role::of(request.wish, config.issuers_below(id)).map_err(CertsError::Asked)?;
+        let rule = config.issuance.get(id);
         let mut random = [0; 16];
         rand::fill(&mut random).map_err(|_| CertsError::Random)?;
         let order = |by| Order {
@@ -306,8 +322,7 @@ impl Certs {
                     ..
                 }),
             ) => {
-                let ca = self
-                    .config
+                let ca = config
                     .local_ca
                     .as_ref()
                     .ok_or_else(|| CertsError::NoIssuance { id: id.clone() })?;

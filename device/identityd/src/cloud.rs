@@ -22,7 +22,7 @@ use net::tls::{self, Roots, Target, TlsError};
 use net::token::{Owner, SignError, Source};
 
 use crate::certs::Clock;
-use crate::config::{Identities, Provisioning};
+use crate::config::{Identities, Provisioning, SYSTEM_ROOTS};
 use crate::keys::{KeyError, Keys};
 use crate::provision::Device;
 
@@ -122,14 +122,17 @@ pub trait Cloud: Send + Sync {
     /// Registers the device, as configured.
     fn register(&self) -> Result<Assigned, CloudError>;
     /// The registry of a device, with the configured key. Nothing is asked yet.
-    fn hub(&self, device: &Device) -> Result<Box<dyn Hub>, CloudError>;
+    fn hub(&self, device: &Device) -> Box<dyn Hub>;
 }
 
 /// How long to wait; false ends the waiting for good.
 pub type Wait = Arc<dyn Fn(Duration) -> bool + Send + Sync>;
 
 /// The services themselves.
-pub struct Network {
+pub struct Network(Arc<Line>);
+
+/// What each call is made over.
+struct Line {
     config: Identities,
     keys: Arc<dyn Keys>,
     clock: Clock,
@@ -148,30 +151,24 @@ impl Network {
         rules: Rules,
         wait: Wait,
     ) -> Self {
-        Self {
+        Self(Arc::new(Line {
             config,
             keys,
             clock,
             rules,
             wait,
             tls: Mutex::new(None),
-        }
+        }))
     }
+}
 
+impl Line {
     /// The roots are read when they are first needed, and again after a failure.
     fn https(&self, address: &str) -> Result<Https, CloudError> {
         let mut tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
         let client = match &*tls {
             Some(client) => client.clone(),
-            None => {
-                let mut bundle = Vec::new();
-                for path in &self.config.trusted_certs {
-                    bundle.extend(self.file(path, tls::MAX_BUNDLE)?);
-                    bundle.push(b'\n');
-                }
-                tls.insert(tls::Client::new(&Roots::from_pem(&bundle)?)?)
-                    .clone()
-            }
+            None => tls.insert(tls::Client::new(&self.roots()?)?).clone(),
         };
         let deadline = Duration::from_secs(self.config.cloud_timeout);
         Ok(Https::with_deadline(
@@ -181,12 +178,24 @@ impl Network {
         ))
     }
 
-    fn file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, CloudError> {
-        let absent = || CloudError::Content {
-            path: path.to_owned(),
-            why: "there is no such file",
+    fn roots(&self) -> Result<Roots, CloudError> {
+        let read = |path: &Path, limit| {
+            let absent = || CloudError::Content {
+                path: path.to_owned(),
+                why: "no such file",
+            };
+            files::read_at(path, self.rules, limit)?.ok_or_else(absent)
         };
-        files::read_at(path, self.rules, limit)?.ok_or_else(absent)
+        if self.config.trusted_certs.is_empty() {
+            let bundle = read(Path::new(SYSTEM_ROOTS), tls::MAX_SYSTEM_BUNDLE)?;
+            return Ok(Roots::from_system(&bundle)?);
+        }
+        let mut bundle = Vec::new();
+        for path in &self.config.trusted_certs {
+            bundle.extend(read(path, tls::MAX_BUNDLE)?);
+            bundle.push(b'\n');
+        }
+        Ok(Roots::from_pem(&bundle)?)
     }
 
     fn tokens(&self, owner: Owner, key: &KeyId) -> Source {
@@ -211,6 +220,20 @@ impl Network {
             now.may_mint().then_some(now.wall)
         };
         Source::new(owner, TOKEN, sign, wall)
+    }
+
+    fn registry(&self, device: &Device) -> Result<Registry, CloudError> {
+        let key = match &self.config.provisioning {
+            Provisioning::Manual { key, .. } | Provisioning::Dps { key, .. } => key,
+            Provisioning::None => return Err(DpsError::Stopped.into()),
+        };
+        let owner = Owner::Device {
+            hub: device.hub.to_string(),
+            device: device.id.to_string(),
+        };
+        let tokens = self.tokens(owner, key);
+        let https = self.https(device.gateway.as_str())?;
+        Ok(Registry::new(https, device.id.clone(), tokens))
     }
 }
 
@@ -238,13 +261,14 @@ pub fn payload(source: &Provisioning, rules: Rules) -> Result<Option<Value>, Clo
 
 impl Cloud for Network {
     fn register(&self) -> Result<Assigned, CloudError> {
+        let line = &self.0;
         let Provisioning::Dps {
             endpoint,
             scope,
             registration,
             key,
             ..
-        } = &self.config.provisioning
+        } = &line.config.provisioning
         else {
             return Err(DpsError::Stopped.into());
         };
@@ -253,53 +277,55 @@ impl Cloud for Network {
             registration: registration.to_string(),
         };
         let dps = Dps::new(
-            self.https(endpoint.as_str())?,
+            line.https(endpoint.as_str())?,
             scope,
             registration.clone(),
-            payload(&self.config.provisioning, self.rules)?,
-            self.tokens(owner, key),
+            payload(&line.config.provisioning, line.rules)?,
+            line.tokens(owner, key),
         )?;
-        let rule = self.config.allowed_hubs.clone();
-        Ok(dps.register(rule, Limits::default(), &mut |span| (self.wait)(span))?)
+        let rule = line.config.allowed_hubs.clone();
+        Ok(dps.register(rule, Limits::default(), &mut |span| (line.wait)(span))?)
     }
 
-    fn hub(&self, device: &Device) -> Result<Box<dyn Hub>, CloudError> {
-        let key = match &self.config.provisioning {
-            Provisioning::Manual { key, .. } | Provisioning::Dps { key, .. } => key,
-            Provisioning::None => return Err(DpsError::Stopped.into()),
-        };
-        let owner = Owner::Device {
-            hub: device.hub.to_string(),
-            device: device.id.to_string(),
-        };
-        let tokens = self.tokens(owner, key);
-        let https = self.https(device.gateway.as_str())?;
-        Ok(Box::new(Remote {
-            registry: Registry::new(https, device.id.clone(), tokens),
-            retries: self.config.cloud_retries,
-            wait: Arc::clone(&self.wait),
-        }))
+    fn hub(&self, device: &Device) -> Box<dyn Hub> {
+        Box::new(Remote {
+            line: Arc::clone(&self.0),
+            device: device.clone(),
+            registry: Mutex::new(None),
+        })
     }
 }
 
-/// The hub's registry, asked again where no connection came about.
+/// The hub's registry. It is made with the first call, so that a device serves its identity while
+/// its roots cannot be read, and it is asked again where no connection came about.
 struct Remote {
-    registry: Registry,
-    retries: u32,
-    wait: Wait,
+    line: Arc<Line>,
+    device: Device,
+    registry: Mutex<Option<Arc<Registry>>>,
 }
 
 impl Remote {
+    fn registry(&self) -> Result<Arc<Registry>, CloudError> {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = &*registry {
+            return Ok(Arc::clone(registry));
+        }
+        let made = Arc::new(self.line.registry(&self.device)?);
+        *registry = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
     /// Only a call that never reached the hub is repeated: then nothing can have happened twice.
     fn again<T>(
         &self,
         call: impl Fn(&Registry) -> Result<T, RegistryError>,
     ) -> Result<T, CloudError> {
-        let mut left = self.retries;
+        let registry = self.registry()?;
+        let mut left = self.line.config.cloud_retries;
         loop {
-            match call(&self.registry) {
+            match call(&registry) {
                 Err(RegistryError::Network(HttpsError::Connect { .. }))
-                    if left > 0 && (self.wait)(AGAIN) =>
+                    if left > 0 && (self.line.wait)(AGAIN) =>
                 {
                     left -= 1;
                 }

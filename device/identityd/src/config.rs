@@ -4,7 +4,7 @@
 //! is taken as a whole or not at all (R78, P28). Reading and merging the files is
 //! `local::config`'s; nothing here touches a disk. Keys beyond the compatible ones:
 //! `issuer_certs` (certificates), `provisioning.trusted_certs` and `provisioning.allowed_hubs`
-//! (identities).
+//! (identities), `log_level` and `require_strong_callers` (both).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -18,6 +18,8 @@ use serde_json::Value;
 use contract::api::identity::{AuthKind, LocalOptions, LocalRole};
 use contract::names::{CertId, DeviceId, HostName, KeyId, ModuleId, RegistrationId};
 use contract::policy::glob;
+use local::log::Level;
+use local::peer::Require;
 use net::dps::HubRule;
 
 use crate::csr::{MAX_COMMON_NAME, NameError, check_part};
@@ -34,7 +36,7 @@ const CLOUD_HUBS: [&str; 3] = [
     ".azure-devices.us",
 ];
 /// The system's roots.
-const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Seconds one attempt at the cloud may take, at least.
 const CLOUD_TIMEOUT: u64 = 70;
 const KEYD_SOCKET: &str = "/run/aziot/keyd.sock";
@@ -107,6 +109,44 @@ fn later(key: &str, method: &'static str) -> ConfigError {
     }
 }
 
+/// What concerns the process as a whole; with two sections, the stricter of both.
+#[derive(Debug, Clone, Copy)]
+pub struct Process {
+    /// How much is logged.
+    pub log_level: Level,
+    /// How callers must be proved (R1).
+    pub require: Require,
+}
+
+impl Process {
+    fn new(level: Option<&str>, strong: bool) -> Result<Self, ConfigError> {
+        let level = Level::parse(level.unwrap_or("info"));
+        let log_level =
+            level.ok_or_else(|| value("log_level", "error, warn, info, debug or trace"))?;
+        Ok(Self {
+            log_level,
+            require: if strong {
+                Require::Strong
+            } else {
+                Require::Best
+            },
+        })
+    }
+
+    /// Both sections together: the more talkative log, the stronger proof.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let require = match (self.require, other.require) {
+            (Require::Best, Require::Best) => Require::Best,
+            _ => Require::Strong,
+        };
+        Self {
+            log_level: self.log_level.max(other.log_level),
+            require,
+        }
+    }
+}
+
 /// The path of a `unix://` URI; no other scheme is served (identity-service.md 1.2).
 fn unix(key: &str, uri: Option<&str>, default: &str) -> Result<PathBuf, ConfigError> {
     match uri {
@@ -148,6 +188,8 @@ pub struct Certificates {
     /// The issuing certificate and key of `local_ca`.
     pub local_ca: Option<LocalCa>,
     issuer_certs: Vec<String>,
+    /// How much is logged and how callers are proved.
+    pub process: Process,
     /// Where the certificate API is served.
     pub socket: PathBuf,
     /// Where keyd is.
@@ -239,6 +281,9 @@ struct WireCertificates {
     #[serde(default)]
     cert_issuance: WireIssuances,
     issuer_certs: Option<Vec<String>>,
+    log_level: Option<String>,
+    #[serde(default)]
+    require_strong_callers: bool,
     #[serde(default)]
     endpoints: WireEndpoints,
 }
@@ -344,6 +389,7 @@ impl TryFrom<WireCertificates> for Certificates {
             issuance,
             local_ca: wire.cert_issuance.local_ca,
             issuer_certs,
+            process: Process::new(wire.log_level.as_deref(), wire.require_strong_callers)?,
             socket: unix(
                 "endpoints.aziot_certd",
                 ends.aziot_certd.as_deref(),
@@ -504,10 +550,12 @@ pub struct Identities {
     pub provisioning: Provisioning,
     /// The parent in a nested network.
     pub gateway: Option<HostName>,
-    /// Roots for the provisioning service and the hub.
+    /// Roots for the provisioning service and the hub; empty: the system's.
     pub trusted_certs: Vec<PathBuf>,
     /// Which hubs may be assigned (R54).
     pub allowed_hubs: HubRule,
+    /// How much is logged and how callers are proved.
+    pub process: Process,
     /// Where the identity API is served.
     pub socket: PathBuf,
     /// Where the certificate API is, when another daemon serves it.
@@ -635,6 +683,9 @@ struct WireIdentities {
     #[serde(default)]
     principal: Vec<WirePrincipal>,
     provisioning: WireProvisioning,
+    log_level: Option<String>,
+    #[serde(default)]
+    require_strong_callers: bool,
     #[serde(default)]
     endpoints: WireEndpoints,
 }
@@ -751,11 +802,13 @@ impl TryFrom<WireIdentities> for Identities {
         let from = wire.provisioning;
         let gateway = from.local_gateway_hostname.clone();
         let trusted_certs = match &from.trusted_certs {
-            None => vec![PathBuf::from(SYSTEM_ROOTS)],
+            None => Vec::new(),
             Some(OneOrMany::One(path)) => vec![path.clone()],
             Some(OneOrMany::Many(paths)) => paths.clone(),
         };
-        if trusted_certs.is_empty() || !trusted_certs.iter().all(|p| p.is_absolute()) {
+        if (from.trusted_certs.is_some() && trusted_certs.is_empty())
+            || !trusted_certs.iter().all(|p| p.is_absolute())
+        {
             return Err(value(
                 "provisioning.trusted_certs",
                 "at least one absolute path",
@@ -776,6 +829,7 @@ impl TryFrom<WireIdentities> for Identities {
             provisioning,
             gateway,
             trusted_certs,
+            process: Process::new(wire.log_level.as_deref(), wire.require_strong_callers)?,
             socket: unix(
                 "endpoints.aziot_identityd",
                 ends.aziot_identityd.as_deref(),

@@ -90,7 +90,7 @@ pub enum Life {
 
 /// What an [`Identities`] is made of.
 pub struct Parts {
-    /// Its configuration.
+    /// Its configuration at the start.
     pub config: config::Identities,
     /// Its state.
     pub store: Store,
@@ -109,6 +109,7 @@ pub struct Parts {
 /// The identities of this device.
 pub struct Identities {
     pub(crate) parts: Parts,
+    config: RwLock<Arc<config::Identities>>,
     life: RwLock<Life>,
     /// Set while provisioning or reconciling runs: one at a time, nobody waits.
     pub(crate) changing: AtomicBool,
@@ -121,6 +122,7 @@ impl Identities {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self {
+            config: RwLock::new(Arc::new(parts.config.clone())),
             parts,
             life: RwLock::new(Life::NotYet),
             changing: AtomicBool::new(false),
@@ -128,10 +130,21 @@ impl Identities {
         }
     }
 
+    /// Puts other principals and preferences in force; what concerns provisioning waits for the
+    /// next start, since a record belongs to the settings it came from.
+    pub fn reconfigure(&self, config: config::Identities) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// What is in force.
+    pub(crate) fn config(&self) -> Arc<config::Identities> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Who a user is.
     #[must_use]
     pub fn who(&self, uid: u32) -> Who {
-        self.parts.config.who(uid)
+        self.config().who(uid)
     }
 
     /// Where decisions are recorded.
@@ -249,14 +262,14 @@ impl Identities {
         name: &ModuleId,
         options: Option<&LocalOptions>,
     ) -> Result<Identity, IdentityError> {
-        if self.parts.config.local(name).is_some() {
+        if self.config().local(name).is_some() {
             return Err(IdentityError::LocalExists(name.clone()));
         }
         self.make_local(name, options.map_or(LocalRole::Client, |o| o.attributes))
     }
 
     fn make_local(&self, name: &ModuleId, role: LocalRole) -> Result<Identity, IdentityError> {
-        let config = &self.parts.config;
+        let config = self.config();
         let domain = config
             .local_domain
             .as_ref()

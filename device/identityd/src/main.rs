@@ -10,13 +10,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 use contract::audit::Entry;
 use contract::refusal::Refusal;
 use identityd::act::Stop;
 use identityd::api::{self, CertificateService, IdentityService};
 use identityd::certs::{Certs, Clock};
 use identityd::cloud::Network;
-use identityd::config::{Certificates, Identities, Preloaded, Provisioning, certs_dir};
+use identityd::config::{
+    Certificates, Identities, Preloaded, Process, Provisioning, SYSTEM_ROOTS, certs_dir,
+};
 use identityd::error::Journal;
 use identityd::identities::{self, Issuing, Parts};
 use identityd::keys::{Keyd, Keys};
@@ -24,14 +28,15 @@ use identityd::store::Store;
 use local::audit::{self, Audit};
 use local::client::Client;
 use local::clock;
+use local::config::Watch;
 use local::daemon::{Access, Daemon, confine};
-use local::files::{Dir, FileError, Rules};
+use local::files::{Dir, FileError, Rules, own_uid};
 use local::log;
-use local::peer::{KernelFacts, Require};
+use local::peer::KernelFacts;
 use local::server::{Limits, Listener, Server};
 
-/// How often the audit log's counts are written.
-const MINUTE: Duration = Duration::from_secs(60);
+/// How often the configuration is looked at, and the audit log's counts are.
+const TICK: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let (own, rest) = match Own::take(std::env::args().skip(1)) {
@@ -101,34 +106,52 @@ impl Own {
 }
 
 fn run(own: &Own, daemon: &Daemon) -> Result<(), Box<dyn Error>> {
-    let uid = rustix::process::geteuid().as_raw();
+    let uid = own_uid();
+    let mut watches = Watches::default();
     let mut certificates = None;
     let mut identities = None;
     if own.serves != Serves::Identities {
         let beside = || own.certificates.with_file_name("config.d");
-        let dir = own.certificates_dir.clone().unwrap_or_else(beside);
-        certificates = Some(local::config::load::<Certificates>(
+        let (base, dir) = (
             &own.certificates,
-            &dir,
-            uid,
-        )?);
+            own.certificates_dir.clone().unwrap_or_else(beside),
+        );
+        // Watched from before it is read, so that no change falls between.
+        watches.certificates = Some(Watch::new(base, &dir, uid));
+        certificates = Some(local::config::load::<Certificates>(base, &dir, uid)?);
     }
     if own.serves != Serves::Certificates {
-        identities = Some(local::config::load::<Identities>(
-            &daemon.config,
-            &daemon.config_dir,
-            uid,
-        )?);
+        let (base, dir) = (&daemon.config, &daemon.config_dir);
+        watches.identities = Some(Watch::new(base, dir, uid));
+        identities = Some(local::config::load::<Identities>(base, dir, uid)?);
     }
-    serve(certificates, identities, uid)
+    let files = [&own.certificates, &daemon.config].map(|path| path.parent());
+    serve(certificates, identities, watches, &files, uid)
+}
+
+/// The files the configuration came from.
+#[derive(Default)]
+struct Watches {
+    certificates: Option<Watch>,
+    identities: Option<Watch>,
 }
 
 fn serve(
     certificates: Option<Certificates>,
     identities: Option<Identities>,
+    watches: Watches,
+    files: &[Option<&Path>],
     uid: u32,
 ) -> Result<(), Box<dyn Error>> {
     let rules = Rules::guarded(uid);
+    let sections = [
+        identities.as_ref().map(|i| i.process),
+        certificates.as_ref().map(|c| c.process),
+    ];
+    let Some(process) = sections.into_iter().flatten().reduce(Process::and) else {
+        return Err("nothing to serve".into());
+    };
+    log::set_level(process.log_level);
     let homes = [
         identities.as_ref().map(|i| i.homedir.clone()),
         certificates.as_ref().map(|c| c.homedir.clone()),
@@ -148,17 +171,25 @@ fn serve(
         audit::Limits::default(),
         &clock.now(),
     )?);
-    confine(&paths(certificates.as_ref(), identities.as_ref()))?;
+    let mut paths = paths(certificates.as_ref(), identities.as_ref());
+    paths.extend(files.iter().flatten().map(|folder| (*folder, Access::Read)));
+    confine(&paths)?;
     let journal = journal(&audit, &clock);
     let now = Arc::clone(&clock);
     let now: Clock = Arc::new(move || now.now());
-    let server = Server::new(KernelFacts::probe(), Require::Best)?;
-    let mut certs = None;
+    let server = Server::new(KernelFacts::probe(), process.require)?;
+    let mut tick = Tick {
+        watches,
+        certs: None,
+        identities: None,
+        stop: Arc::default(),
+    };
+    let stop = Arc::clone(&tick.stop);
     if let Some(config) = certificates {
         let keys: Arc<dyn Keys> = Arc::new(Keyd::new(&config.keyd));
         let (socket, limits) = (config.socket.clone(), limits(config.max_requests));
         let store = store_of(config, rules, keys, Arc::clone(&now))?;
-        certs = Some(Arc::clone(&store));
+        tick.certs = Some(Arc::clone(&store));
         let service = CertificateService {
             certs: store,
             journal: Arc::clone(&journal),
@@ -166,11 +197,11 @@ fn serve(
         let routes = Arc::new(api::certificates(Arc::new(service)));
         server.open(Listener::bind(&socket, 0o660)?, routes, limits)?;
     }
-    let stop = Arc::new(Stop::default());
     if let Some(config) = identities {
         let (socket, limits) = (config.socket.clone(), limits(config.max_requests));
-        let identities = identities_of(config, rules, certs, now, journal, &stop)?;
+        let identities = identities_of(config, rules, tick.certs.clone(), now, journal, &stop)?;
         identities.start()?;
+        tick.identities = Some(Arc::clone(&identities));
         let service = IdentityService {
             identities: Arc::clone(&identities),
         };
@@ -183,22 +214,64 @@ fn serve(
             .spawn(run)?;
     }
     server.start()?;
-    let (ticking, counted, told) = (Arc::clone(&stop), Arc::clone(&audit), Arc::clone(&clock));
-    let tick = move || {
-        while ticking.wait(MINUTE) {
-            if let Err(error) = counted.settle(&told.now()) {
-                log::failure(log::Level::Error, &error);
-            }
-        }
-    };
+    let (counted, told) = (Arc::clone(&audit), Arc::clone(&clock));
+    let run = move || tick.run(&counted, &told);
     std::thread::Builder::new()
-        .name("minute".to_owned())
-        .spawn(tick)?;
+        .name("tick".to_owned())
+        .spawn(run)?;
     log::info("identityd serves");
     Daemon::wait_for_stop();
     stop.stop();
     audit.close(&clock.now())?;
     Ok(())
+}
+
+/// What is done now and then.
+struct Tick {
+    watches: Watches,
+    certs: Option<Arc<Certs>>,
+    identities: Option<Arc<identities::Identities>>,
+    stop: Arc<Stop>,
+}
+
+impl Tick {
+    fn run(mut self, audit: &Audit, clock: &clock::Clock) {
+        while self.stop.wait(TICK) {
+            let now = clock.now();
+            if let Err(error) = audit.settle(&now) {
+                log::failure(log::Level::Error, &error);
+            }
+            let watch = self.watches.certificates.as_mut();
+            if let (Some(config), Some(certs)) = (changed(watch, now.monotonic_ms), &self.certs) {
+                certs.reconfigure(config);
+            }
+            let watch = self.watches.identities.as_mut();
+            if let (Some(config), Some(identities)) =
+                (changed(watch, now.monotonic_ms), &self.identities)
+            {
+                identities.reconfigure(config);
+                // Host processes may have come or gone (identity-service.md 4.5).
+                if let Err(error) = identities.settle() {
+                    log::failure(log::Level::Warn, &error);
+                }
+            }
+        }
+    }
+}
+
+/// A changed configuration that is good as a whole; a bad one leaves the last good in force (P28).
+fn changed<T: DeserializeOwned>(watch: Option<&mut Watch>, now_ms: i64) -> Option<T> {
+    let read = watch?.poll(now_ms)?.and_then(|sources| sources.parse());
+    match read {
+        Ok(config) => {
+            log::info("the configuration changed");
+            Some(config)
+        }
+        Err(error) => {
+            log::failure(log::Level::Error, &error);
+            None
+        }
+    }
 }
 
 fn store_of(
@@ -313,6 +386,8 @@ fn paths<'a>(
     if let Some(config) = identities {
         write(Some(&config.homedir));
         write(config.socket.parent());
+        let system = Path::new(SYSTEM_ROOTS).parent();
+        paths.extend(system.map(|folder| (folder, Access::Read)));
         paths.extend(
             config
                 .trusted_certs

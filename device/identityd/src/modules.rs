@@ -30,7 +30,7 @@ impl Identities {
         let known = at.modules.all();
         // The reference takes any list it has, an empty one too; an empty one of ours may only
         // mean that nothing was asked yet, and asking once more loses nothing.
-        let list = if self.parts.config.prefer_cache && !known.is_empty() {
+        let list = if self.config().prefer_cache && !known.is_empty() {
             known
         } else {
             match at.hub.list() {
@@ -56,7 +56,7 @@ impl Identities {
         let at = self.provisioned()?;
         let known = at.modules.find(id);
         let module = match known {
-            Some(known) if self.parts.config.prefer_cache => known,
+            Some(known) if self.config().prefer_cache => known,
             known => match (at.hub.read(id), known) {
                 (Ok(module), _) => {
                     at.modules.put(&module);

@@ -73,11 +73,11 @@ impl Cloud for Above {
         })
     }
 
-    fn hub(&self, device: &Device) -> Result<Box<dyn Hub>, CloudError> {
-        Ok(Box::new(At {
+    fn hub(&self, device: &Device) -> Box<dyn Hub> {
+        Box::new(At {
             sky: self.clone(),
             hub: device.hub.to_string(),
-        }))
+        })
     }
 }
 

@@ -8,3 +8,4 @@
 mod certificates;
 mod identities;
 mod support;
+mod wire;
