@@ -166,6 +166,8 @@ impl Change<'_> {
         if let Some(entry) = self.store.recall(id) {
             return Ok(Some(entry));
         }
+        // Whoever is told that a key is there, or is not, may rely on it (R74).
+        self.store.dir.settle()?;
         let record = self.record(id)?;
         let Some(bytes) = self.read(id)? else {
             return Ok(None);

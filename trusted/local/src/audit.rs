@@ -95,6 +95,8 @@ struct State {
     loose: bool,
     /// The newest segment may have more bytes than its size: the last append failed.
     torn: bool,
+    /// The newest segment was written by a process before this one.
+    inherited: bool,
     full: bool,
     counts: HashMap<(Event, String), Count>,
     heads: Vec<SignedHead>,
@@ -121,6 +123,7 @@ impl Audit {
             segments: VecDeque::new(),
             loose: false,
             torn: false,
+            inherited: true,
             full: false,
             counts: HashMap::new(),
             heads: read_heads(&dir)?,
@@ -302,6 +305,7 @@ impl Audit {
         durable: bool,
     ) -> Result<(), AuditError> {
         self.mend(state)?;
+        self.adopt(state)?;
         let record = Record {
             sequence: state.sequence + 1,
             boot: self.boot.clone(),
@@ -361,6 +365,30 @@ impl Audit {
             }
         }
         state.torn = false;
+        Ok(())
+    }
+
+    /// Before the first record: writes the newest segment anew. If the process before this one saw
+    /// an fsync fail, what is read may not be what the disk holds, and no later fsync of that file
+    /// would say so (R74); a chain is not continued on that.
+    fn adopt(&self, state: &mut State) -> Result<(), AuditError> {
+        if !state.inherited {
+            return Ok(());
+        }
+        if let Some((first, size)) = state.segments.back().copied() {
+            let name = segment_name(first);
+            let limit = usize::try_from(size).unwrap_or(usize::MAX);
+            let text = self.dir.read(&name, limit).map_err(AuditError::Read)?;
+            let renewed = self
+                .dir
+                .replace(&name, &text.unwrap_or_default(), 0o600)
+                .and_then(|()| self.dir.forget_previous(&name));
+            renewed.map_err(|cause| match cause.is_full() {
+                true => AuditError::Full,
+                false => AuditError::Write(cause),
+            })?;
+        }
+        state.inherited = false;
         Ok(())
     }
 

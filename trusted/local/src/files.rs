@@ -17,7 +17,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
@@ -221,6 +221,9 @@ const TEMPORARY: &str = ".new";
 pub struct Dir {
     disk: Arc<dyn Disk>,
     temporary: Arc<AtomicU64>,
+    /// Names may be shown that the disk does not hold yet: nobody knows what happened before us,
+    /// and after a failed sync.
+    unsure: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Dir {
@@ -246,6 +249,7 @@ impl Dir {
         Ok(Self {
             disk: Arc::new(RealDisk::open(path, rules)?),
             temporary: Arc::default(),
+            unsure: Arc::new(AtomicBool::new(false)),
         })
     }
 
@@ -272,6 +276,7 @@ impl Dir {
         let dir = Self {
             disk,
             temporary: Arc::default(),
+            unsure: Arc::new(AtomicBool::new(true)),
         };
         let leftover = |n: &&String| n.starts_with('.') && n.ends_with(TEMPORARY);
         for name in dir.names()?.iter().filter(leftover) {
@@ -342,7 +347,7 @@ impl Dir {
             }
             Err(cause) => return self.io("exchange", name, Err(cause)),
         }
-        self.io("sync the directory of", name, self.disk.sync())
+        self.sync_names(name)
     }
 
     /// Removes a file and its previous generation; one that is not there is no error.
@@ -353,7 +358,7 @@ impl Dir {
         let name = checked(name)?;
         self.forget(name)?;
         self.io("remove", name, absent_is_fine(self.disk.remove(name)))?;
-        self.io("sync the directory of", name, self.disk.sync())
+        self.sync_names(name)
     }
 
     /// Removes the previous generation only.
@@ -363,7 +368,7 @@ impl Dir {
     pub fn forget_previous(&self, name: &str) -> Result<(), FileError> {
         let name = checked(name)?;
         self.forget(name)?;
-        self.io("sync the directory of", name, self.disk.sync())
+        self.sync_names(name)
     }
 
     fn forget(&self, name: &str) -> Result<(), FileError> {
@@ -381,7 +386,7 @@ impl Dir {
         self.io("move", from, self.disk.rename(from, to))?;
         self.forget(from)?;
         self.forget(to)?;
-        self.io("sync the directory of", to, self.disk.sync())
+        self.sync_names(to)
     }
 
     /// Appends to a file; durable when this returns, if asked.
@@ -402,7 +407,27 @@ impl Dir {
     /// # Errors
     /// [`FileError::Io`].
     pub fn sync(&self) -> Result<(), FileError> {
-        self.io("sync", "", self.disk.sync())
+        self.sync_names("")
+    }
+
+    /// Makes sure that what is read here is what the disk holds, before something is promised on
+    /// the strength of it. Costs nothing unless a sync failed, or nothing was synced yet.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn settle(&self) -> Result<(), FileError> {
+        if self.unsure.load(Ordering::Acquire) {
+            return self.sync();
+        }
+        Ok(())
+    }
+
+    fn sync_names(&self, name: &str) -> Result<(), FileError> {
+        // Unsure until it has succeeded, and again for whoever changes a name meanwhile.
+        self.unsure.store(true, Ordering::Release);
+        self.io("sync the directory of", name, self.disk.sync())?;
+        self.unsure.store(false, Ordering::Release);
+        Ok(())
     }
 
     /// Cuts a file.
@@ -443,10 +468,13 @@ impl Dir {
         name: &str,
         done: io::Result<T>,
     ) -> Result<T, FileError> {
-        done.map_err(|cause| FileError::Io {
-            operation,
-            path: self.path().join(name),
-            cause,
+        done.map_err(|cause| {
+            self.unsure.store(true, Ordering::Release);
+            FileError::Io {
+                operation,
+                path: self.path().join(name),
+                cause,
+            }
         })
     }
 }
