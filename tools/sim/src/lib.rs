@@ -1,1 +1,3 @@
 //! Simulated world, conformance, load generator, tidy tests; never shipped.
+
+pub mod disk;
