@@ -16,7 +16,7 @@ use local::server::{Listener, Server};
 use runtimed::config::Config;
 use runtimed::engine::host::HostEngine;
 use runtimed::module::{Keeper, Module};
-use runtimed::runtime::{Parts, Runtime};
+use runtimed::runtime::{Parts, Runtime, open_folder};
 use runtimed::{api, modules, watchdog, witness};
 
 /// Settings could not be loaded; the unit file tells systemd not to restart (module-runtime.md 1.1).
@@ -49,7 +49,7 @@ fn serve(config: Config, uid: u32) -> Result<(), Box<dyn std::error::Error>> {
     let home = config.homedir.clone();
     let dir = |name: &str| Dir::open_or_create(&home.join(name), Rules::private(uid));
     for (name, mode) in [("mnt", 0o755), ("logs", 0o750)] {
-        folder(&home.join(name), mode)?;
+        open_folder(&home.join(name), mode)?;
     }
     let clock = Clock::open(Some(dir("state")?))?;
     let audit = Audit::open(
@@ -108,15 +108,6 @@ fn configured(runtime: &Arc<Runtime>) -> Result<(), Refusal> {
         runtime.add(Module::new(name, spec, grant, Keeper::Us, strictness))?;
     }
     Ok(())
-}
-
-fn folder(path: &Path, mode: u32) -> std::io::Result<()> {
-    use rustix::fs::Mode;
-    match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
-        Ok(()) => Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode))?),
-        Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// All that this daemon opens, reads and writes from here on.

@@ -334,12 +334,8 @@ impl Runtime {
             return Ok(());
         }
         let folder = self.sockets_of(&module.name);
-        let made = rustix::fs::mkdir(&folder, Mode::from_raw_mode(0o755));
-        if let Err(error) = made
-            && error != rustix::io::Errno::EXIST
-        {
-            return Err(failed("make the folder of", module, &error));
-        }
+        open_folder(&folder, 0o755)
+            .map_err(|error| failed("make the folder of", module, &error))?;
         let mut sockets = Vec::new();
         let limits = api::limits(self.config.iotedge_max_requests.workload);
         let routes = api::workload(Arc::clone(self), Arc::clone(module));
@@ -446,6 +442,18 @@ impl Runtime {
         pairs.collect::<Result<_, _>>().map_err(|error| {
             Refusal::new(Class::BadRequest, format!("invalid environment: {error}"))
         })
+    }
+}
+
+/// Makes a folder that is missing, with this mode whatever the umask.
+///
+/// # Errors
+/// As the system says.
+pub fn open_folder(path: &Path, mode: u32) -> std::io::Result<()> {
+    match rustix::fs::mkdir(path, Mode::RWXU) {
+        Ok(()) => Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode))?),
+        Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
