@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a request, and the one place that maps it to the wire.
 //!
-//! The variants say what happened; status, number and name follow in [`Error::wire`], and the two
+//! The variants say what happened; status, number and name follow in `wire`, and the two
 //! body shapes (hub, provisioning service) in [`Error::hub_body`] and [`Error::dps_body`]
 //! (reference/cloud.md 0.3). An answer never carries a key, a token or a path.
 

@@ -5,7 +5,7 @@
 //! MQTT 3.1.1 over TLS. State is in SQLite, on a thread of its own. Every protocol is the public
 //! one (reference/cloud.md), so a device cannot tell this hub from a cloud.
 //!
-//! Start at [`Hub`], then `api/mod.rs` for the table of routes or `mqtt.rs` for a connection;
+//! Start at [`Running::start`], then `api/mod.rs` for the table of routes or `mqtt.rs` for a connection;
 //! decisions are in `auth`, `topic`, `deploy` and in `contract::{sas, twin}`.
 
 use std::net::SocketAddr;

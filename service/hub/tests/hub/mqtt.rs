@@ -396,3 +396,42 @@ fn a_direct_method_is_answered_by_the_device() {
         (200, json!({"status": 207, "payload": {"b": 2}}))
     );
 }
+
+#[test]
+fn a_deployment_is_told_to_the_connected_agent_version_by_version() {
+    let world = World::new();
+    world.device("d", true);
+    let owner = world.owner();
+    // The agent has no credential until someone writes keys.
+    let path = "/devices/d/modules/$edgeAgent";
+    let agent = world.call("GET", path, &owner, None).body;
+    assert_eq!(agent["authentication"]["type"], "none");
+    let body = json!({"authentication": {"type": "sas"}}).to_string();
+    let made = world.call_with("PUT", path, &owner, &[("If-Match", "*")], Some(&body));
+    assert_eq!(made.body["generationId"], agent["generationId"]);
+    let key = crate::world::primary(&made.body);
+    let twice = sign(
+        &format!("{HOST}%2Fdevices%2Fd%2Fmodules%2F%2524edgeAgent"),
+        &key,
+        "",
+    );
+    let mut client = world.mqtt("d/$edgeAgent", &twice, false);
+    assert_eq!(client.connack, [0, 0]);
+    assert_eq!(
+        client.subscribe("$iothub/twin/PATCH/properties/desired/#"),
+        1
+    );
+    for (n, version) in [(1, 2), (2, 3)] {
+        let content = json!({"modulesContent": {"$edgeAgent": {"properties.desired": {"n": n}}}});
+        let path = "/devices/d/applyConfigurationContent";
+        assert_eq!(world.call("POST", path, &owner, Some(&content)).status, 204);
+        let topic = format!("$iothub/twin/PATCH/properties/desired/?$version={version}");
+        assert_eq!(
+            client.message(),
+            (topic, json!({"n": n, "$version": version}))
+        );
+    }
+    // A device that is deleted takes the connections of its modules along.
+    assert_eq!(world.call("DELETE", "/devices/d", &owner, None).status, 204);
+    assert_eq!(client.receive(), None);
+}
