@@ -18,6 +18,7 @@ use local::files::{self, Dir, FileError, Rules};
 
 use crate::config::{Certificates, Issuance, Method, Preloaded};
 use crate::csr::{CsrError, Request};
+use crate::error::OnDamage;
 use crate::issue::{Authority, By, DEFAULT_DAYS, IssueError, IssuerError, Order, Role};
 use crate::keys::{KeyError, Keys};
 use crate::pem::{Chain, MAX_CERTIFICATES, MAX_TEXT, PemError};
@@ -100,9 +101,6 @@ pub enum CertsError {
 /// The time, as `local::clock` tells it.
 pub type Clock = Arc<dyn Fn() -> Now + Send + Sync>;
 
-/// Said where a stored file had to be read from its previous generation.
-pub type OnDamage = Box<dyn Fn(&CertId, &PemError) + Send + Sync>;
-
 /// The certificates of this device.
 pub struct Certs {
     config: RwLock<Arc<Certificates>>,
@@ -148,6 +146,12 @@ impl Certs {
     #[must_use]
     pub fn may_write(&self, uid: u32, id: &CertId) -> bool {
         self.config().writers.may(uid, id)
+    }
+
+    /// Whether the certificate under this id may be an issuer.
+    #[must_use]
+    pub fn is_for_issuers(&self, id: &CertId) -> bool {
+        self.config().issuers_below(id).is_some()
     }
 
     /// The certificates under an id.
@@ -199,7 +203,7 @@ impl Certs {
             Ok((chain, _)) => return Ok(Some(chain)),
             Err(cause) => cause,
         };
-        (self.on_damage)(id, &cause);
+        self.damaged(id, &cause);
         let previous = self.dir.read_previous(&name, MAX_TEXT)?;
         match previous.as_deref().map(parse) {
             Some(Ok((chain, _))) => Ok(Some(chain)),
@@ -218,7 +222,7 @@ impl Certs {
         match parse(&bytes) {
             Ok((chain, foreign)) => {
                 if let Some(index) = foreign {
-                    (self.on_damage)(id, &PemError::Foreign { index });
+                    self.damaged(id, &PemError::Foreign { index });
                 }
                 Ok(Some(chain))
             }
@@ -227,6 +231,10 @@ impl Certs {
                 cause,
             }),
         }
+    }
+
+    fn damaged(&self, id: &CertId, why: &PemError) {
+        (self.on_damage)(&format!("certificate {id}"), &why.to_string());
     }
 
     /// Puts certificates under an id.

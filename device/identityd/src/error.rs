@@ -18,6 +18,10 @@ use crate::provision::RecordError;
 /// Where decisions are recorded; an error refuses the change that was to be recorded (R38).
 pub type Journal = std::sync::Arc<dyn Fn(Entry) -> Result<(), Refusal> + Send + Sync>;
 
+/// Told of a stored file that had to be read from its previous generation, or is lost: which, and
+/// what is wrong with it.
+pub type OnDamage = std::sync::Arc<dyn Fn(&str, &str) + Send + Sync>;
+
 /// Who may not write under this id, in the compatible words.
 #[must_use]
 pub fn may_not_write(uid: u32, id: &CertId) -> Refusal {
@@ -72,6 +76,12 @@ pub enum IdentityError {
     /// keyd.
     #[error("Key client error")]
     Key(#[from] KeyError),
+    /// This daemon may not keep a certificate under that name.
+    #[error("this daemon may not write the certificate {0}")]
+    NotOurs(CertId),
+    /// The certificate service answered something else than a chain.
+    #[error("the certificate service's answer is no certificate")]
+    BadCertificate,
     /// The certificate part, in this daemon.
     #[error("no certificate was issued")]
     Certs(#[from] CertsError),
@@ -119,7 +129,9 @@ impl From<IdentityError> for Refusal {
             }
             IdentityError::Hub(_) | IdentityError::Key(_) => Self::new(Class::NotFound, text),
             IdentityError::NotYet | IdentityError::Busy => Self::new(Class::Unavailable, text),
-            IdentityError::Certs(_)
+            IdentityError::NotOurs(_)
+            | IdentityError::BadCertificate
+            | IdentityError::Certs(_)
             | IdentityError::Certd(_)
             | IdentityError::Make(_)
             | IdentityError::File(_)

@@ -25,7 +25,7 @@ use contract::bytes::SecretText;
 use contract::names::{CertId, KeyId, ModuleId};
 use contract::time::rfc3339;
 use local::client::Client;
-use local::files::Rules;
+use local::files::{Rules, own_uid};
 
 use crate::certs::Certs;
 use crate::cloud::{self, Cloud, Hub};
@@ -48,9 +48,13 @@ pub trait Issuing: Send + Sync {
     fn issue(&self, id: &CertId, csr: &str) -> Result<String, IdentityError>;
 }
 
-/// The certificate part of this daemon.
+/// The certificate part of this daemon. Its policy holds for us as for anybody: a local identity
+/// has a row for its name, and never takes the place of an issuer.
 impl Issuing for Certs {
     fn issue(&self, id: &CertId, csr: &str) -> Result<String, IdentityError> {
+        if !self.may_write(own_uid(), id) || self.is_for_issuers(id) {
+            return Err(IdentityError::NotOurs(id.clone()));
+        }
         Ok(Self::issue(self, id, csr, None)?.to_pem())
     }
 }
@@ -288,7 +292,7 @@ impl Identities {
         let expiration = Chain::parse(&certificate)
             .ok()
             .and_then(|chain| not_after(chain.leaf()))
-            .ok_or(IdentityError::Parameter("certificate"))?;
+            .ok_or(IdentityError::BadCertificate)?;
         Ok(Identity::Local(LocalIdentity {
             module_id: name.clone(),
             auth: LocalAuth {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use contract::audit::Entry;
+use contract::audit::{Decision, Entry, Event};
 use contract::refusal::Refusal;
 use identityd::act::Stop;
 use identityd::api::{self, CertificateService, IdentityService};
@@ -21,7 +21,7 @@ use identityd::cloud::Network;
 use identityd::config::{
     Certificates, Identities, Preloaded, Process, Provisioning, SYSTEM_ROOTS, certs_dir,
 };
-use identityd::error::Journal;
+use identityd::error::{Journal, OnDamage};
 use identityd::identities::{self, Issuing, Parts};
 use identityd::keys::{Keyd, Keys};
 use identityd::store::Store;
@@ -188,7 +188,7 @@ fn serve(
     if let Some(config) = certificates {
         let keys: Arc<dyn Keys> = Arc::new(Keyd::new(&config.keyd));
         let (socket, limits) = (config.socket.clone(), limits(config.max_requests));
-        let store = store_of(config, rules, keys, Arc::clone(&now))?;
+        let store = store_of(config, rules, keys, Arc::clone(&now), on_damage(&journal))?;
         tick.certs = Some(Arc::clone(&store));
         let service = CertificateService {
             certs: store,
@@ -279,11 +279,9 @@ fn store_of(
     rules: Rules,
     keys: Arc<dyn Keys>,
     clock: Clock,
+    on_damage: OnDamage,
 ) -> Result<Arc<Certs>, FileError> {
     let dir = Dir::open_or_create(&certs_dir(&config.homedir), rules)?;
-    let on_damage = Box::new(|id: &_, why: &_| {
-        log::error(format_args!("certificate {id}: {why}"));
-    });
     Ok(Arc::new(Certs::new(
         config, dir, rules, keys, clock, on_damage,
     )))
@@ -305,7 +303,11 @@ fn identities_of(
     let stop = Arc::clone(stop);
     let wait = Arc::new(move |span| stop.wait(span));
     let cloud = Network::new(config.clone(), Arc::clone(&keys), clock, rules, wait);
-    let store = Store::new(Dir::open(&config.homedir, rules)?, rules);
+    let store = Store::new(
+        Dir::open(&config.homedir, rules)?,
+        rules,
+        on_damage(&journal),
+    );
     let cloud = Box::new(cloud);
     let parts = Parts {
         config,
@@ -319,12 +321,25 @@ fn identities_of(
     Ok(Arc::new(identities::Identities::new(parts)))
 }
 
+/// Damage is said once in the log and counted in the audit log.
+fn on_damage(journal: &Journal) -> OnDamage {
+    let journal = Arc::clone(journal);
+    Arc::new(move |what: &str, why: &str| {
+        log::error(format_args!("{what} is damaged: {why}"));
+        let mut entry = Entry::new(Event::StoreDamaged, Decision::Noted, "identityd");
+        what.clone_into(&mut entry.object);
+        why.clone_into(&mut entry.reason);
+        // A count never fails its caller.
+        let _ = journal(entry);
+    })
+}
+
 /// Changes are durable before they are answered, refusals are counted (R37).
 fn journal(audit: &Arc<Audit>, clock: &Arc<clock::Clock>) -> Journal {
     let (audit, clock) = (Arc::clone(audit), Arc::clone(clock));
     Arc::new(move |entry: Entry| -> Result<(), Refusal> {
         let now = clock.now();
-        if entry.decision == contract::audit::Decision::Allowed {
+        if entry.decision == Decision::Allowed {
             return Ok(audit.record(&now, entry)?);
         }
         audit.note(&now, entry);

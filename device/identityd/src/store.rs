@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +19,7 @@ use local::log;
 
 use crate::cloud::Known;
 use crate::config::{Identities, PrincipalKind, Provisioning};
+use crate::error::OnDamage;
 use crate::provision::{Device, Record, sha256};
 
 const DEVICE: &str = "device_info";
@@ -31,18 +31,41 @@ const MAX_FILE: usize = 64 * 1024;
 const MAX_MODULES: usize = 1024;
 const MARK: &str = "# holdfast 1 sum=";
 
+/// Opens a directory below the state directory, creating it if it is absent.
+pub type OpenDir = Box<dyn Fn(&[&str]) -> Result<Dir, FileError> + Send + Sync>;
+
 /// The state directory.
-#[derive(Debug)]
 pub struct Store {
     home: Dir,
-    rules: Rules,
+    below: OpenDir,
+    on_damage: OnDamage,
 }
 
 impl Store {
-    /// The state in this directory.
+    /// The state in this directory of the disk.
     #[must_use]
-    pub fn new(home: Dir, rules: Rules) -> Self {
-        Self { home, rules }
+    pub fn new(home: Dir, rules: Rules, on_damage: OnDamage) -> Self {
+        let path = home.path().to_owned();
+        let below = move |names: &[&str]| {
+            let mut path = path.clone();
+            let mut dir = None;
+            for name in names {
+                path.push(name);
+                dir = Some(Dir::open_or_create(&path, rules)?);
+            }
+            dir.map_or_else(|| Dir::open(&path, rules), Ok)
+        };
+        Self::over(home, Box::new(below), on_damage)
+    }
+
+    /// The state in directories of another kind.
+    #[must_use]
+    pub fn over(home: Dir, below: OpenDir, on_damage: OnDamage) -> Self {
+        Self {
+            home,
+            below,
+            on_damage,
+        }
     }
 
     /// The device's record; `None` when there is none, or none that can be believed.
@@ -97,14 +120,13 @@ impl Store {
     /// # Errors
     /// [`FileError`] when the directories cannot be had.
     pub fn modules(&self, device: &Device) -> Result<Modules, FileError> {
-        let all = self.home.path().join(MODULES);
-        Dir::open_or_create(&all, self.rules)?;
         let name = format!(
             "{}-{}",
             sha256(device.hub.as_str()),
             sha256(device.id.as_str())
         );
-        Modules::load(all.join(name), self.rules, device.id.clone())
+        let dir = (self.below)(&[MODULES, &name])?;
+        Modules::load(dir, device.id.clone(), &*self.on_damage)
     }
 
     /// The current generation if it can be believed, else the previous one, else nothing.
@@ -127,15 +149,11 @@ impl Store {
         let previous = self.home.read_previous(name, MAX_FILE)?;
         match previous.as_deref().map(read) {
             Some(Ok(found)) => {
-                log::error(format_args!(
-                    "{name} is damaged ({why}); its previous generation counts"
-                ));
+                (self.on_damage)(name, &why);
                 Ok(Some(found))
             }
             _ => {
-                log::error(format_args!(
-                    "{name} is damaged ({why}), and nothing older is left"
-                ));
+                (self.on_damage)(name, &format!("{why}; and nothing older is left"));
                 Ok(None)
             }
         }
@@ -299,8 +317,7 @@ struct WireModule {
 }
 
 impl Modules {
-    fn load(path: PathBuf, rules: Rules, device: DeviceId) -> Result<Self, FileError> {
-        let dir = Dir::open_or_create(&path, rules)?;
+    fn load(dir: Dir, device: DeviceId, on_damage: &dyn Fn(&str, &str)) -> Result<Self, FileError> {
         let mut known = BTreeMap::new();
         for name in dir.list()?.into_iter().take(MAX_MODULES) {
             // One damaged file is one absent module, never an empty list; its generation comes
@@ -309,7 +326,7 @@ impl Modules {
                 Ok(Some(module)) => {
                     known.insert(module.id.clone(), module);
                 }
-                Ok(None) => log::error(format_args!("module record {name} is damaged")),
+                Ok(None) => on_damage(&name, "a module record"),
                 Err(error) => log::failure(log::Level::Error, &error),
             }
         }

@@ -9,6 +9,7 @@ use contract::names::CertId;
 use contract::time::{ClockTrust, Now};
 use identityd::certs::{Certs, CertsError};
 use identityd::config::Certificates;
+use identityd::csr::Request;
 use identityd::keys::{Keys, RemoteKey};
 use local::files::{Dir, Rules};
 use rcgen::{
@@ -101,7 +102,7 @@ fn open(folder: &Folder, keys: &Arc<SoftKeys>, config: &str, now: i64) -> Certs 
         rules,
         keys,
         Arc::new(clock),
-        Box::new(|_, _| {}),
+        Arc::new(|_, _| {}),
     )
 }
 
@@ -434,6 +435,38 @@ fn a64_a_request_gets_what_the_table_says_and_never_its_own_extensions() {
     assert!(ok, "{text}");
     let sha1 = std::fs::read_to_string(csr).unwrap();
     assert!(matches!(issue(&sha1), Err(CertsError::Csr(_))), "SHA-1");
+}
+
+#[test]
+fn a64_a_request_altered_anywhere_is_refused_or_says_the_same() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    let text = request(&leaf_params("m", &["m", "192.168.7.1"]));
+    let body: String = text.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = STANDARD.decode(body).unwrap();
+    let armoured = |der: &[u8]| {
+        let body = STANDARD.encode(der);
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n")
+    };
+    let said = |r: Request| (r.key_der, r.rsa, r.subject, r.names, r.wish);
+    let whole = said(Request::parse(&armoured(&der)).unwrap());
+    for at in 0..der.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut altered = der.clone();
+            altered[at] ^= flip;
+            // The wrapping around what is signed has more than one spelling.
+            if let Ok(request) = Request::parse(&armoured(&altered)) {
+                assert_eq!(said(request), whole, "byte {at} ^ {flip:#x}");
+            }
+        }
+        assert!(
+            Request::parse(&armoured(&der[..at])).is_err(),
+            "cut at {at}"
+        );
+    }
+    let longer = [der.as_slice(), &[0]].concat();
+    assert!(Request::parse(&armoured(&longer)).is_err());
 }
 
 #[test]

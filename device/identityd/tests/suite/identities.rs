@@ -9,6 +9,7 @@ use contract::audit::{Decision, Entry, Event};
 use contract::bytes::Secret;
 use contract::names::{CertId, DeviceId, Generation, HostName, ModuleId};
 use contract::refusal::Refusal;
+use identityd::certs::CertsError;
 use identityd::cloud::{Cloud, CloudError, Hub, Known};
 use identityd::config;
 use identityd::error::IdentityError;
@@ -190,7 +191,11 @@ impl World {
         let entries = Arc::clone(&self.entries);
         let identities = Identities::new(Parts {
             config,
-            store: Store::new(Dir::open(self.folder.path(), rules).unwrap(), rules),
+            store: Store::new(
+                Dir::open(self.folder.path(), rules).unwrap(),
+                rules,
+                Arc::new(|_, _| {}),
+            ),
             keys: Arc::<SoftKeys>::clone(&self.keys),
             cloud: Box::new(self.above.clone()),
             issuing: Arc::clone(&self.issuing),
@@ -627,6 +632,12 @@ fn manual_and_no_provisioning_need_no_network() {
     assert!(world.calls().is_empty());
 }
 
+/// Whoever runs this keeps certificates under two names, and one of them is an issuer's.
+fn certificates_config() -> String {
+    let uid = support::uid();
+    format!("{CERTIFICATES}\n[[principal]]\nuid = {uid}\ncerts = [\"server\", \"local-ca\"]")
+}
+
 const CERTIFICATES: &str = r#"
     [cert_issuance]
     local_ca = { cert = "local-ca", pk = "local-ca" }
@@ -638,7 +649,7 @@ const CERTIFICATES: &str = r#"
 
 #[test]
 fn local_identities_come_with_a_key_and_a_certificate_of_their_role() {
-    let issuing = certificates::World::new("local-certs", CERTIFICATES);
+    let issuing = certificates::World::new("local-certs", &certificates_config());
     let root = issuing.keys.ec("local-ca");
     let csr = certificates::authority_request(&issuing.keys, &root, "home CA");
     issuing
@@ -646,7 +657,7 @@ fn local_identities_come_with_a_key_and_a_certificate_of_their_role() {
         .issue(&CertId::new("local-ca").unwrap(), &csr, None)
         .unwrap();
     let mut world = World::new("local");
-    world.issuing = Arc::new(issuing.later(CERTIFICATES, certificates::NOW));
+    world.issuing = Arc::new(issuing.later(&certificates_config(), certificates::NOW));
     let identities = world.start(
         r#"
         localid = { domain = "home.lan" }
@@ -684,4 +695,14 @@ fn local_identities_come_with_a_key_and_a_certificate_of_their_role() {
         identities.local(&id("other")),
         Err(IdentityError::NoModule)
     ));
+    for name in ["local-ca", "not-listed"] {
+        let refused = identities.create_local(&id(name), options);
+        let own = support::uid() == 0 && name == "not-listed";
+        match refused {
+            Err(IdentityError::NotOurs(_)) => assert!(!own, "{name}"),
+            // Root may write everywhere; nobody is configured to issue it.
+            Err(IdentityError::Certs(CertsError::NoIssuance { .. })) => assert!(own, "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
 }
