@@ -23,11 +23,14 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::error::KeyError;
-use crate::material::{Material, Pair, Symmetric};
+use crate::material::{Algorithm, Material, Pair, Symmetric};
 use crate::store::{ANY_USAGE, Entry, Store};
 
 /// Signs handles; nobody but this daemon may name it.
 const VALIDATION_KEY: &str = "handle-validation-key";
+/// Signs heads of this daemon's audit log and nothing else (R36); others may load it, for its
+/// public half.
+const AUDIT_KEY: &str = "audit-head-key";
 
 /// Which policy was last in force.
 const POLICY: &str = "policy";
@@ -130,9 +133,10 @@ impl Keyd {
             ..Note::new(Event::KeyPolicy, Decision::Allowed, "configuration")
         };
         for row in &policy.rows {
-            let purposes = Vec::from(row.purposes);
+            // A list of plain words: this does not fail.
+            let purposes = serde_json::to_string(&row.purposes).unwrap_or_default();
             let reason = format!(
-                "purposes {purposes:?} delegates {:?} replace {}",
+                "purposes {purposes} delegates {:?} replace {}",
                 row.delegates, row.replace
             );
             let object = format!("uid {} keys {:?}", row.uid, row.keys);
@@ -153,10 +157,15 @@ impl Keyd {
         Arc::clone(&policy)
     }
 
-    /// Whether policy lets this user administer this key; the validation key is nobody's.
+    /// Whether policy lets this user administer this key; this daemon's own keys are nobody's.
     pub(crate) fn may(&self, who: User, id: &KeyId, act: Act) -> Result<(), KeyError> {
         let verdict = judge(&self.policy(), who.uid, id, Question::Administer(act));
-        if verdict == Verdict::Allow && id.as_str() != VALIDATION_KEY {
+        let own = match id.as_str() {
+            VALIDATION_KEY => true,
+            AUDIT_KEY => act != Act::Load,
+            _ => false,
+        };
+        if verdict == Verdict::Allow && !own {
             return Ok(());
         }
         Err(KeyError::Unauthorized {
@@ -209,7 +218,8 @@ impl Keyd {
     /// Whether one of these purposes was granted when the handle was issued, and still is.
     pub(crate) fn permit(&self, who: User, key: &Use, purposes: Purposes) -> Result<(), KeyError> {
         let id = key.handle.subject.key();
-        let granted = key.handle.purposes.any(purposes)
+        let granted = id.as_str() != AUDIT_KEY
+            && key.handle.purposes.any(purposes)
             && judge(&self.policy(), who.uid, id, Question::Use(purposes)) == Verdict::Allow;
         if granted {
             return Ok(());
@@ -270,17 +280,45 @@ impl Keyd {
         self.audit.note(&self.clock.now(), note);
     }
 
-    /// What is to be done now and then: counts are written, and records made durable.
+    /// What is to be done once a minute: counts are written, records made durable, and the head of
+    /// the log signed.
     pub fn settle(&self) {
-        if let Err(error) = self.audit.settle(&self.clock.now()) {
+        let now = self.clock.now();
+        if let Err(error) = self.audit.settle(&now) {
+            log::error(format_args!("!!! {error}"));
+        }
+        self.sign_heads(&now, false);
+    }
+
+    /// Writes what is counted and signs the head of the log; called once, at stop.
+    pub fn close(&self) {
+        let now = self.clock.now();
+        if let Err(error) = self.audit.close(&now) {
+            log::error(format_args!("!!! {error}"));
+        }
+        self.sign_heads(&now, true);
+    }
+
+    fn sign_heads(&self, now: &Now, at_stop: bool) {
+        let sign = |text: &[u8]| -> Result<Vec<u8>, KeyError> {
+            let entry = self.audit_key()?;
+            let Material::Pair(pair) = &entry.material else {
+                return Err(KeyError::Crypto("the key of the audit log"));
+            };
+            pair.sign_digest(&hash(text))
+        };
+        if let Err(error) = self.audit.sign_heads(now, at_stop, sign) {
             log::error(format_args!("!!! {error}"));
         }
     }
 
-    /// Writes what is counted; called once, at stop.
-    pub fn close(&self) {
-        if let Err(error) = self.audit.close(&self.clock.now()) {
-            log::error(format_args!("!!! {error}"));
+    /// The key of the audit log, made when it is first needed.
+    fn audit_key(&self) -> Result<Arc<Entry>, KeyError> {
+        let id = KeyId::new(AUDIT_KEY).map_err(|_| KeyError::Invalid)?;
+        let change = self.store.change();
+        match change.load(&id)? {
+            Some(entry) => Ok(entry),
+            None => change.put(&id, Pair::generate(Algorithm::EcP256)?, ANY_USAGE),
         }
     }
 

@@ -93,6 +93,12 @@ fn paths<'a>(daemon: &'a Daemon, config: &'a Config) -> Vec<(&'a Path, Access)> 
 pub fn open(config: &Config, uid: u32) -> Result<Keyd, Box<dyn std::error::Error>> {
     let private = Rules::private(uid);
     let home = Dir::open_or_create(&config.home, private)?;
+    // The compatible daemon leaves the modes of its files to the umask.
+    for name in files::take_over(&config.home.join("keys"), uid)? {
+        log::warn(format_args!(
+            "key file {name} was readable by others; it no longer is"
+        ));
+    }
     let keys = Dir::open_or_create(&config.home.join("keys"), private)?;
     let records = Dir::open_or_create(&config.home.join("audit"), private)?;
     let clock = Clock::open(Some(home.clone()))?;

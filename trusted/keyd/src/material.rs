@@ -2,6 +2,7 @@
 //! is `Debug`, `Clone` or `Display`, and only [`crate::store`] makes them from files.
 
 use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
+use aws_lc_rs::digest::{Digest, SHA256};
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rsa::KeySize;
@@ -138,6 +139,25 @@ impl Pair {
                 .ok(),
             pem::Form::Rsa => RsaKeyPair::from_der(&key.der).map(Self::Rsa).ok(),
         }
+    }
+
+    /// ECDSA over a digest of 32 bytes, in DER.
+    ///
+    /// # Errors
+    /// [`KeyError`] for another length, another kind of pair, or trouble in the crypto library.
+    pub fn sign_digest(&self, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let Self::Ec(pair) = self else {
+            return Err(KeyError::Mechanism("ECDSA needs a key pair on a curve"));
+        };
+        // The curve's order has 32 bytes; longer digests are for the caller to cut (2.4).
+        let digest = Digest::import_less_safe(digest, &SHA256);
+        let digest = digest.map_err(|_| KeyError::Parameter {
+            name: "digest",
+            why: "not 32 bytes, the size of the curve's order",
+        })?;
+        let signature = pair.sign_digest(&digest);
+        let signature = signature.map_err(|_| KeyError::Crypto("ECDSA"))?;
+        Ok(signature.as_ref().to_vec())
     }
 
     /// What it is; `None` for an RSA key of a size that is not created here.

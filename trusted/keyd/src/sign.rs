@@ -1,6 +1,5 @@
 //! Signatures: HMAC over messages, ECDSA over digests (identity-service.md 2.4, R21).
 
-use aws_lc_rs::digest::{Digest, SHA256};
 use aws_lc_rs::hmac;
 use contract::api::key::{self as api, SignAlgorithm, SignParameters, SignResponse};
 use contract::bytes::Bytes;
@@ -57,17 +56,10 @@ fn hmac_over(keyd: &Keyd, who: User, key: &Use, message: &[u8]) -> Result<Vec<u8
 }
 
 fn ecdsa_over(keyd: &Keyd, who: User, key: &Use, digest: &[u8]) -> Result<Vec<u8>, KeyError> {
-    let Some(Pair::Ec(pair)) = key.pair() else {
-        return Err(KeyError::Mechanism("ECDSA needs a key pair on a curve"));
+    let pair = match key.pair() {
+        Some(pair @ Pair::Ec(_)) => pair,
+        _ => return Err(KeyError::Mechanism("ECDSA needs a key pair on a curve")),
     };
     keyd.permit(who, key, Purposes::DIGEST)?;
-    // The curve's order has 32 bytes; longer digests are for the caller to cut (2.4).
-    let digest = Digest::import_less_safe(digest, &SHA256).map_err(|_| KeyError::Parameter {
-        name: "digest",
-        why: "not 32 bytes, the size of the curve's order",
-    })?;
-    let signature = pair
-        .sign_digest(&digest)
-        .map_err(|_| KeyError::Crypto("ECDSA"))?;
-    Ok(signature.as_ref().to_vec())
+    pair.sign_digest(digest)
 }

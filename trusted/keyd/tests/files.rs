@@ -285,6 +285,18 @@ fn a135_a_key_directory_or_file_open_to_others_is_refused_by_name() {
         world.hmac(ALICE, &key, b"m").unwrap_err().class.status(),
         500
     );
+    let refused = world.try_restart().unwrap_err();
+    assert!(refused.contains(file.to_str().unwrap()), "{refused}");
+    // What others could only have read, below a directory that they cannot enter, is taken over.
+    world::chmod(&file, 0o644);
+    world::chmod(&dir, 0o755);
+    world.restart();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(&dir), mode(&file)), (0o700, 0o600));
+    world.hmac(ALICE, &key, b"m").unwrap();
+    std::os::unix::fs::symlink("elsewhere", dir.join("link.key")).unwrap();
+    let refused = world.try_restart().unwrap_err();
+    assert!(refused.contains("link.key"), "{refused}");
 }
 
 #[test]

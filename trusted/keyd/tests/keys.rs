@@ -480,6 +480,32 @@ fn r25_a_change_that_cannot_be_recorded_is_not_made() {
 }
 
 #[test]
+fn a141_the_audit_log_is_verified_offline_with_the_public_key() {
+    let mut world = World::new(POLICY);
+    let key = world.key(ALICE, "k", "sign").unwrap();
+    let _ = world.hmac(BOB, &key, b"m");
+    world.stop();
+    world.restart();
+    // Root may load it for its public half, and nobody may use or change it.
+    let audit = world.load_pair(ROOT, "audit-head-key").unwrap();
+    let point = world.parameter(ROOT, &audit, Parameter::EcPoint).unwrap();
+    let own = world.load_pair(ALICE, "audit-head-key").unwrap();
+    assert_eq!(status(world.ecdsa(ALICE, &own, &[1; 32])), 401);
+    assert_eq!(status(world.delete_pair(ROOT, &audit)), 401);
+    assert_eq!(status(world.rename(ROOT, "audit-head-key", "x")), 401);
+    assert_eq!(status(world.rename(ROOT, "x", "audit-head-key")), 401);
+    assert_eq!(status(world.pair(ROOT, "audit-head-key", "*")), 401);
+    world.stop();
+    let report = world.verify(&point);
+    assert_eq!(report.problem, None);
+    assert_eq!(report.signed_through, Some(report.last));
+    // Cutting off the last record shows.
+    world.cut_audit_log();
+    let problem = world.verify(&point).problem.unwrap();
+    assert_eq!(problem.fault, contract::audit::Fault::Truncated);
+}
+
+#[test]
 fn a58_no_key_byte_is_in_audit_records_or_answers() {
     let world = World::new(POLICY);
     let canary = b"CANARY-7b1e-CANARY-7b1e-CANARY!!";

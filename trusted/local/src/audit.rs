@@ -15,6 +15,7 @@ use contract::audit::{
     Decision, Entry, Event, GENESIS, Hash, Head, MAX_RECORD, Record, Report, SignedHead, hash, hex,
     unhex, verify,
 };
+use contract::bytes::Bytes;
 use contract::refusal::{Class, Refusal};
 use contract::time::{Now, rfc3339};
 
@@ -51,6 +52,17 @@ pub enum AuditError {
     /// The log cannot be read.
     #[error("the audit log cannot be read")]
     Read(#[source] FileError),
+}
+
+/// Why a head was not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadError<E> {
+    /// The signature was not made.
+    #[error("the head of the audit log was not signed: {0}")]
+    Sign(E),
+    /// It was not kept, or what it covers is not durable.
+    #[error("the head of the audit log was not kept")]
+    Log(#[from] AuditError),
 }
 
 impl From<AuditError> for Refusal {
@@ -252,6 +264,24 @@ impl Audit {
         self.dir
             .replace(HEADS, &text, 0o600)
             .map_err(AuditError::Write)
+    }
+
+    /// Signs and keeps every head that is due: `sign` makes an ECDSA signature in DER over the
+    /// given bytes, with a key that signs nothing else. Nothing waits for it meanwhile.
+    ///
+    /// # Errors
+    /// [`HeadError`]; the log itself is complete all the same.
+    pub fn sign_heads<E>(
+        &self,
+        now: &Now,
+        at_stop: bool,
+        mut sign: impl FnMut(&[u8]) -> Result<Vec<u8>, E>,
+    ) -> Result<(), HeadError<E>> {
+        while let Some(head) = self.head_to_sign(now, at_stop)? {
+            let signature = Bytes(sign(&head.signed_bytes()).map_err(HeadError::Sign)?);
+            self.keep_head(now, SignedHead { head, signature })?;
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -579,7 +609,6 @@ mod tests {
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
     use contract::audit::Fault;
-    use contract::bytes::Bytes;
     use contract::time::ClockTrust;
 
     fn at(ms: i64) -> Now {
@@ -725,18 +754,14 @@ mod tests {
         // Ends of segments are found again after a restart.
         drop(audit);
         let audit = open(&scratch, limits);
-        let mut heads = 0;
-        while let Some(head) = audit.head_to_sign(&at(0), heads == 0).unwrap() {
+        let sign = |text: &[u8]| {
             let made = key
-                .sign(&SystemRandom::new(), &head.signed_bytes())
-                .unwrap();
-            let signature = Bytes(made.as_ref().to_vec());
-            audit
-                .keep_head(&at(0), SignedHead { head, signature })
-                .unwrap();
-            heads += 1;
-        }
-        assert!(heads >= 2, "{heads}");
+                .sign(&SystemRandom::new(), text)
+                .map_err(|e| e.to_string())?;
+            Ok::<_, String>(made.as_ref().to_vec())
+        };
+        audit.sign_heads(&at(0), true, sign).unwrap();
+        assert!(audit.head_to_sign(&at(0), true).unwrap().is_none());
         for n in 0..8 {
             audit.record(&at(0), entry(&format!("later {n}"))).unwrap();
         }

@@ -501,6 +501,64 @@ fn absent_is_fine(done: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Takes a directory over that another program may have filled: access that others do not need is
+/// taken away, and what others could have changed is refused. Call it before [`Dir::open`], for a
+/// directory below one that is already private, so that nobody could reach it meanwhile. The names
+/// of files whose mode was changed are given back.
+///
+/// # Errors
+/// [`FileError::Unsafe`] for the first file that is a link, has a second name, is another user's,
+/// or could be written by others (A135).
+pub fn take_over(path: &Path, uid: u32) -> Result<Vec<String>, FileError> {
+    let rules = Rules {
+        uid,
+        root_too: false,
+        forbidden: 0o022,
+    };
+    let dir = match RealDisk::open(path, rules) {
+        Err(FileError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            return Ok(Vec::new());
+        }
+        opened => opened?,
+    };
+    let failed = |name: &str| {
+        let path = path.join(name);
+        move |cause: Errno| FileError::Io {
+            operation: "take over",
+            path,
+            cause: cause.into(),
+        }
+    };
+    rustix::fs::fchmod(&dir.fd, Mode::RWXU).map_err(failed(""))?;
+    let names = dir.names().map_err(|cause| FileError::Io {
+        operation: "list",
+        path: path.to_owned(),
+        cause,
+    })?;
+    let mut changed = Vec::new();
+    for name in names {
+        let refused = |why| FileError::Unsafe {
+            path: path.join(&name),
+            why,
+        };
+        let file = match rustix::fs::openat(&dir.fd, name.as_str(), READ, Mode::empty()) {
+            Err(Errno::LOOP) => return Err(refused("a symbolic link")),
+            opened => opened.map_err(failed(&name))?,
+        };
+        let stat = rustix::fs::fstat(&file).map_err(failed(&name))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            continue;
+        }
+        rules.check(&stat, FileType::RegularFile).map_err(refused)?;
+        if stat.st_mode & 0o077 != 0 {
+            let own = Mode::from_raw_mode(stat.st_mode & 0o600);
+            rustix::fs::fchmod(&file, own).map_err(failed(&name))?;
+            changed.push(name);
+        }
+    }
+    Ok(changed)
+}
+
 /// Reads one file outside any directory of ours, such as a key placed by an administrator. The
 /// last component is not followed if it is a link; what leads there is the administrator's.
 ///

@@ -15,6 +15,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use contract::api::key::{
     self as api, AeadParameters, CipherAlgorithm, KeyHandle, Parameter, SignAlgorithm,
     SignParameters, Usage,
@@ -27,6 +29,7 @@ use keyd::config::Config;
 use keyd::daemon::{Keyd, User};
 use keyd::{cipher, keys, pairs, sign};
 use local::config::Sources;
+use local::files::{Dir, Rules};
 
 pub(crate) struct World {
     pub(crate) home: PathBuf,
@@ -153,6 +156,25 @@ impl World {
             .filter(|l| l.contains(&word))
             .map(ToOwned::to_owned)
             .collect()
+    }
+
+    pub(crate) fn stop(&self) {
+        self.keyd().close();
+    }
+
+    pub(crate) fn verify(&self, point: &str) -> contract::audit::Report {
+        let rules = Rules::private(local::files::own_uid());
+        let dir = Dir::look(&self.home.join("audit"), rules).unwrap();
+        let key = STANDARD.decode(point).unwrap();
+        local::audit::verify_dir(&dir, Some(&key)).unwrap()
+    }
+
+    pub(crate) fn cut_audit_log(&self) {
+        let name = format!("audit-{:020}.log", 1);
+        let path = self.home.join("audit").join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let last = text.trim_end().rfind('\n').unwrap();
+        std::fs::write(&path, &text[..=last]).unwrap();
     }
 
     pub(crate) fn lose_audit_directory(&self) {
