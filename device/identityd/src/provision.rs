@@ -407,7 +407,12 @@ mod tests {
                 Some(record.clone()),
                 vec![Event::Begin(Cause::Asked), assigned(hub), Event::HubFailed],
             );
-            assert_eq!(steps.last(), Some(&Step::Keep(Some(old.clone()))));
+            let want = [
+                Step::Register,
+                Step::Probe(device(hub)),
+                Step::Keep(Some(old.clone())),
+            ];
+            assert_eq!(steps, want);
         }
     }
 

@@ -39,8 +39,15 @@ impl World {
         let at = folder.path().display().to_string();
         let uid = support::uid();
         let keyd = serve_keyd(folder.path(), uid);
+        // Whoever runs this is the daemon that others are, unless the test says otherwise.
+        let daemon = format!("principal = [{{ uid = {uid}, name = \"aziot-edge\" }}]");
+        let daemon = if provisioning.contains("principal") {
+            ""
+        } else {
+            &daemon
+        };
         folder.put("identities.toml", &format!(
-            "hostname = \"dev\"\nhomedir = \"{at}/i\"\nmax_requests = 64\ncloud_retries = 0\n{provisioning}\n[endpoints]\naziot_identityd = \"unix://{at}/i.sock\"\naziot_keyd = \"unix://{at}/k.sock\"\n"
+            "hostname = \"dev\"\nhomedir = \"{at}/i\"\nmax_requests = 64\ncloud_retries = 0\n{daemon}\n{provisioning}\n[endpoints]\naziot_identityd = \"unix://{at}/i.sock\"\naziot_keyd = \"unix://{at}/k.sock\"\n"
         ));
         folder.put(
             "certificates.toml",
@@ -51,6 +58,9 @@ impl World {
             method = "self_signed"
             [preloaded_certs]
             bundle = ["aziot-edged-ca"]
+            [[principal]]
+            uid = {uid}
+            certs = ["aziot-edged-ca", "aziot-edged/module/*", "copy", "bundle", "x"]
             [endpoints]
             aziot_certd = "unix://{at}/c.sock"
             aziot_keyd = "unix://{at}/k.sock"
