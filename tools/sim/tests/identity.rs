@@ -1,7 +1,6 @@
 //! Power cuts and failing disks at every step of identityd's stores: A131, A132.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     reason = "a test stops where its world cannot be built"
 )]
 

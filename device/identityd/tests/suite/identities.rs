@@ -9,8 +9,9 @@ use contract::audit::{Decision, Entry, Event};
 use contract::bytes::Secret;
 use contract::names::{CertId, DeviceId, Generation, HostName, ModuleId};
 use contract::refusal::Refusal;
+use contract::time::{ClockTrust, Now};
 use identityd::certs::CertsError;
-use identityd::cloud::{Cloud, CloudError, Hub, Known};
+use identityd::cloud::{Cloud, CloudError, Hub, Known, Network};
 use identityd::config;
 use identityd::error::IdentityError;
 use identityd::identities::{Identities, Issuing, Parts};
@@ -20,6 +21,7 @@ use identityd::store::Store;
 use local::files::{Dir, Rules};
 use net::dps::{Assigned, DpsError};
 use net::registry::RegistryError;
+use net::token::TokenError;
 
 use crate::certificates;
 use crate::support::{self, Folder, SoftKeys};
@@ -705,4 +707,91 @@ fn local_identities_come_with_a_key_and_a_certificate_of_their_role() {
             other => panic!("{name}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn changed_principals_are_taken_without_a_restart() {
+    let world = World::new("reload");
+    world.hub_appears("a.hubs.test");
+    world.assigns("a.hubs.test");
+    let identities = world.start(&with_modules(&["one"]));
+    identities.settle().unwrap();
+    let config = |text: &str| -> config::Identities {
+        toml::from_str(&format!(
+            "hostname = \"dev\"\nhomedir = \"/nowhere\"\n{text}"
+        ))
+        .unwrap()
+    };
+    identities.reconfigure(config(&with_modules(&["two"])));
+    identities.settle().unwrap();
+    let modules = world.at_hub("a.hubs.test");
+    assert_eq!(modules.keys().collect::<Vec<_>>(), ["two"]);
+    assert!(matches!(identities.who(10), config::Who::Host(p) if p.name == id("two")));
+    // The settings that a record belongs to wait for a restart.
+    identities.reconfigure(config("[provisioning]\nsource = \"none\""));
+    assert_eq!(hub_of(&identities).as_deref(), Some("a.hubs.test"));
+    assert_eq!(hub_of(&world.start(DPS)).as_deref(), Some("a.hubs.test"));
+}
+
+#[test]
+fn no_token_is_made_on_a_clock_known_to_be_wrong() {
+    let folder = Folder::new("clock");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let root = rcgen::CertificateParams::default()
+        .self_signed(&key)
+        .unwrap();
+    let roots = folder.put("roots.pem", &root.pem());
+    let roots = format!(
+        "trusted_certs = {:?}\nscope_id",
+        roots.display().to_string()
+    );
+    let text = DPS
+        .replace("dps.test", "127.0.0.1:1")
+        .replace("scope_id", &roots);
+    let text = format!("hostname = \"dev\"\nhomedir = \"/nowhere\"\n{text}");
+    let config: config::Identities = toml::from_str(&text).unwrap();
+    let keys = Arc::new(SoftKeys::default());
+    keys.put("device-id", &[7; 32]);
+    let network = |trust| {
+        let clock = move || Now {
+            monotonic_ms: 0,
+            wall: certificates::NOW,
+            trust,
+        };
+        let rules = Rules::guarded(support::uid());
+        // Nobody has patience here: a call that finds nobody is not made again.
+        let wait = Arc::new(|_| false);
+        Network::new(
+            config.clone(),
+            Arc::<SoftKeys>::clone(&keys),
+            Arc::new(clock),
+            rules,
+            wait,
+        )
+    };
+    let floor = network(ClockTrust::Floor);
+    assert!(matches!(
+        floor.register(),
+        Err(CloudError::Dps(DpsError::Token(TokenError::Clock)))
+    ));
+    let hub = HostName::new("127.0.0.1:1").unwrap();
+    let device = Device {
+        gateway: hub.clone(),
+        hub,
+        id: DeviceId::new("d1").unwrap(),
+    };
+    let refused = floor.hub(&device).list();
+    assert!(matches!(
+        refused,
+        Err(CloudError::Hub(RegistryError::Token(TokenError::Clock)))
+    ));
+    assert!(
+        refused.unwrap_err().is_offline(),
+        "the last record counts meanwhile"
+    );
+    let network = network(ClockTrust::Network);
+    assert!(matches!(
+        network.hub(&device).list(),
+        Err(CloudError::Hub(RegistryError::Network(_)))
+    ));
 }
