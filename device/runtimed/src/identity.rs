@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use contract::api::identity::{
     AziotIdentity, CreateModule, CreateModuleRequest, Identity as Wire, IdentityKind, OneModule,
-    ReadModule,
+    ReadModule, UpdateModule,
 };
 use contract::api::key::{CreateKey, CreateKeyRequest, Derive, DeriveRequest, Usage};
 use contract::bytes::Bytes;
@@ -50,31 +50,41 @@ impl Runtime {
     }
 
     /// What the hub knows of the module; `None` on a device that is not provisioned.
+    ///
+    /// A module that this daemon keeps gets its keys written to the hub at each start, and is
+    /// created where it is missing; without the hub, the last record of it is good enough.
     fn hub_identity(&self, module: &Module) -> Result<Option<AziotIdentity>, Refusal> {
         let id = ModuleId::new(module.name.identity()).map_err(Refusal::internal)?;
-        let read = self
-            .identities
-            .call::<ReadModule>(&OneModule::aziot(id.clone()), &Empty);
-        let answer = match read {
-            // The device has a hub, but the hub has no such module: ours are created on the spot.
-            Err(CallError::Refused { status, message })
-                if module.keeper == Keeper::Us && !unprovisioned(status, &message) =>
-            {
-                let request = CreateModuleRequest {
-                    kind: IdentityKind::Aziot,
-                    module_id: id,
-                    local_id_opts: None,
-                };
-                self.identities.call::<CreateModule>(&(), &request)
-            }
-            answer => answer,
+        let target = OneModule::aziot(id.clone());
+        let read = || self.identities.call::<ReadModule>(&target, &Empty);
+        let answer = match module.keeper {
+            Keeper::Agent => read(),
+            Keeper::Us => self
+                .identities
+                .call::<UpdateModule>(&target, &serde_json::json!({}))
+                .or_else(|error| {
+                    if unprovisioned(&error) {
+                        Err(error)
+                    } else {
+                        read()
+                    }
+                })
+                .or_else(|error| {
+                    if unprovisioned(&error) || error.status().is_none() {
+                        return Err(error);
+                    }
+                    let request = CreateModuleRequest {
+                        kind: IdentityKind::Aziot,
+                        module_id: id.clone(),
+                        local_id_opts: None,
+                    };
+                    self.identities.call::<CreateModule>(&(), &request)
+                }),
         };
         match answer {
             Ok(Wire::Aziot(spec)) => Ok(Some(spec)),
             Ok(Wire::Local(_)) => Err(Refusal::internal("identityd gave a local identity")),
-            Err(CallError::Refused { status, message }) if unprovisioned(status, &message) => {
-                Ok(None)
-            }
+            Err(error) if unprovisioned(&error) => Ok(None),
             Err(error) => Err(upstream(&error)),
         }
     }
@@ -149,8 +159,8 @@ fn from_hub(spec: AziotIdentity) -> Result<Identity, Refusal> {
     })
 }
 
-fn unprovisioned(status: u16, message: &str) -> bool {
-    status == 400 && message.contains("device identity not found")
+fn unprovisioned(error: &CallError) -> bool {
+    error.status() == Some(400) && error.to_string().contains("device identity not found")
 }
 
 /// A failure of a service behind us: 500 with its words (module-runtime.md 1.4).

@@ -1,7 +1,8 @@
 //! One module: what it is, whether it runs, and its identity while it does.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use contract::api::key::KeyHandle;
 use contract::api::management::{
@@ -44,7 +45,27 @@ pub struct Module {
     sockets: Mutex<Vec<SocketId>>,
     /// An operator stopped it; the watchdog leaves it so.
     halted: AtomicBool,
+    /// Whether its process may run already, although nobody has registered it yet.
+    starting: (Mutex<bool>, Condvar),
 }
+
+/// While this lives, who asks for the registration waits for it.
+pub struct Starting<'a>(&'a Module);
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        *self
+            .0
+            .starting
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.starting.1.notify_all();
+    }
+}
+
+/// Longest wait for a start to be registered: it takes milliseconds.
+const START: Duration = Duration::from_secs(2);
 
 /// A module's identity: its generation and the handles that act for it.
 #[derive(Debug)]
@@ -99,7 +120,37 @@ impl Module {
             history: Mutex::new(History::default()),
             sockets: Mutex::new(Vec::new()),
             halted: AtomicBool::new(false),
+            starting: (Mutex::new(false), Condvar::new()),
         }
+    }
+
+    /// Its process is about to run: it may ask for something before it is registered.
+    #[must_use]
+    pub fn starting(&self) -> Starting<'_> {
+        *self
+            .starting
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
+        Starting(self)
+    }
+
+    /// Its registration, once a start that is under way has ended.
+    #[must_use]
+    pub fn settled_registration(&self) -> Option<Arc<Registration>> {
+        self.registration().or_else(|| {
+            let starting = self
+                .starting
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            drop(
+                self.starting
+                    .1
+                    .wait_timeout_while(starting, START, |starting| *starting),
+            );
+            self.registration()
+        })
     }
 
     /// Its registration, while it runs.

@@ -149,7 +149,7 @@ impl Runtime {
         caller: &Caller,
     ) -> Result<(Arc<Registration>, Evidence), Refusal> {
         let registration = module
-            .registration()
+            .settled_registration()
             .filter(|registration| registration.alive())
             .ok_or_else(|| Refusal::forbidden("the module does not run"))?;
         let group = registration.facts.cgroup.as_ref().map(|group| group.id);
@@ -226,6 +226,7 @@ impl Runtime {
                 .folder(module)
                 .map_err(|e| failed("open the sockets of", module, &e))?,
         };
+        let _starting = module.starting();
         match self.engine.start(launch) {
             Ok(running) => {
                 self.register(module, running);

@@ -58,6 +58,7 @@ pub fn run(runtime: &Arc<Runtime>) {
     let mut past: BTreeMap<String, Past> = BTreeMap::new();
     let mut adopted = false;
     let mut edge_ca = false;
+    let mut signed = false;
     loop {
         let mut wake = runtime.clock.now().monotonic_ms + LONGEST;
         if !adopted {
@@ -87,7 +88,7 @@ pub fn run(runtime: &Arc<Runtime>) {
         if let Err(error) = runtime.audit.settle(&runtime.clock.now()) {
             log::failure(log::Level::Error, &error);
         }
-        witness::sign_heads(runtime, false);
+        signed |= witness::sign_heads(runtime, !signed);
         wait(runtime, &running, wake - runtime.clock.now().monotonic_ms);
     }
 }

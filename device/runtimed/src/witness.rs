@@ -28,23 +28,24 @@ enum WitnessError {
     Name(#[from] contract::names::BadName),
 }
 
-/// Signs what is due: after a minute, after 256 records, and at stop.
-pub fn sign_heads(runtime: &Runtime, at_stop: bool) {
+/// Signs what is due: after a minute, after 256 records, and whatever there is at start and stop.
+/// Says whether nothing is left to sign.
+pub fn sign_heads(runtime: &Runtime, everything: bool) -> bool {
     loop {
-        match one(runtime, at_stop) {
+        match one(runtime, everything) {
             Ok(true) => {}
-            Ok(false) => return,
+            Ok(false) => return true,
             Err(error) => {
                 log::failure(log::Level::Warn, &error);
-                return;
+                return false;
             }
         }
     }
 }
 
-fn one(runtime: &Runtime, at_stop: bool) -> Result<bool, WitnessError> {
+fn one(runtime: &Runtime, everything: bool) -> Result<bool, WitnessError> {
     let now = runtime.clock.now();
-    let Some(head) = runtime.audit.head_to_sign(&now, at_stop)? else {
+    let Some(head) = runtime.audit.head_to_sign(&now, everything)? else {
         return Ok(false);
     };
     let pair = CreateKeyPairRequest {

@@ -282,6 +282,7 @@ impl Steps<'_> {
             Ok(())
         })?;
         let config = folder.join("hub/hub.toml");
+        fix_ports(&config)?;
         let words = vec!["--config".to_owned(), config.display().to_string()];
         self.start("hub", words, |world| {
             Some((world.users.hub, world.users.hub))
@@ -513,7 +514,7 @@ impl Steps<'_> {
             .find(from)
             .ok_or("the message is not at the hub")?;
         Ok(
-            json!({ "device": message["device"], "module": message["module"],
+            json!({ "device": message["deviceId"], "module": message["moduleId"],
             "properties": message["properties"] }),
         )
     }
@@ -591,13 +592,18 @@ impl Steps<'_> {
                 .call::<Device>(&(), &request)
                 .map_err(|error| error.to_string())
         })?;
+        watch::until(&folder.join("log"), PATIENCE, || {
+            let key = self
+                .hub()
+                .and_then(|hub| hub.module_key(DEVICE, MODULES[1]));
+            key.map_err(|error| error.to_string())
+        })?;
         Ok(json!({ "daemon": name, "starts": starts }))
     }
 
     /// Stops the runtime, which signs its last word, and checks the whole log against the key.
     fn audited(&mut self) -> Result<Value, Failure> {
         let paths = self.paths()?;
-        let key = crate::audit::public_key(&Client::new(&paths.keyd), "holdfast_audit_runtimed")?;
         if !self.options.keep {
             self.with(|run| {
                 let found = run.daemons.iter_mut().find(|(name, _)| *name == "runtimed");
@@ -605,6 +611,7 @@ impl Steps<'_> {
                 Ok(())
             })?;
         }
+        let key = crate::audit::public_key(&Client::new(&paths.keyd), "holdfast_audit_runtimed")?;
         let report = crate::audit::verify(&paths.runtimed.join("audit"), Some(&key))?;
         Ok(crate::audit::summary(&report)?)
     }
@@ -640,6 +647,28 @@ impl Steps<'_> {
             ))
         })?)
     }
+}
+
+/// Gives the hub ports that stay when it is started again. They were free a moment ago.
+fn fix_ports(config: &Path) -> Result<(), Failure> {
+    let mut text = zeroize::Zeroizing::new(fs::read_to_string(config)?);
+    let taken = [free_port()?, free_port()?];
+    for (_, port) in &taken {
+        *text = text.replacen("\"127.0.0.1:0\"", &format!("\"127.0.0.1:{port}\""), 1);
+    }
+    // In place: owner and mode stay as `init` made them.
+    let mut file = fs::File::options()
+        .write(true)
+        .truncate(true)
+        .open(config)?;
+    std::io::Write::write_all(&mut file, text.as_bytes())?;
+    Ok(())
+}
+
+fn free_port() -> std::io::Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
 }
 
 /// Programs of the product lie beside this one.

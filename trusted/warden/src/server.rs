@@ -73,8 +73,10 @@ impl Listener {
         let (parent, name) = config.socket.rsplit_once('/').ok_or_else(in_use)?;
         let directory = guarded::directory(parent, owner)?;
         flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|_| in_use())?;
+        // A killed warden leaves its socket, which may be its caller's by now.
+        let ours = |uid| uid == owner || config.allowed_uids.contains(&uid);
         if let Ok(stat) = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)
-            && (FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != owner)
+            && (FileType::from_raw_mode(stat.st_mode) != FileType::Socket || !ours(stat.st_uid))
         {
             return Err(in_use());
         }

@@ -160,6 +160,7 @@ impl Shared {
         if let Some((uid, gid)) = program.user {
             command.uid(uid).gid(gid);
         }
+        local::os::process::unblock_in_child(&mut command);
         let child = command.spawn()?;
         let mut state = self.lock();
         state.pid = i32::try_from(child.id()).ok();

@@ -2,6 +2,8 @@
 #![expect(unsafe_code, reason = "mallopt and signal masks have no safe form")]
 
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::{io, ptr};
 
 use rustix::process::{
@@ -76,5 +78,25 @@ fn stop_signals() -> libc::sigset_t {
         libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
         libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
         set.assume_init()
+    }
+}
+
+/// A program started by this command takes the stop signals again, although we have blocked them:
+/// the mask is inherited.
+pub fn unblock_in_child(command: &mut Command) {
+    let set = stop_signals();
+    let unblock = move || {
+        // SAFETY: `set` is an initialised signal set; no old set is asked for.
+        let failed =
+            unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
+        if failed == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(failed))
+        }
+    };
+    // SAFETY: between fork and exec the closure makes one system call and touches no heap.
+    unsafe {
+        command.pre_exec(unblock);
     }
 }
