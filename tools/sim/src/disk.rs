@@ -18,8 +18,10 @@ use local::files::{Disk, FileError};
 pub enum Fault {
     /// A medium that does not answer.
     Eio,
-    /// No space.
+    /// No space, said by any step at all.
     Enospc,
+    /// No space, said by steps that need some: new names and content. What is there stays usable.
+    Full,
 }
 
 /// How often it fails.
@@ -210,6 +212,10 @@ impl Inode {
 impl State {
     /// Takes one step, or fails it.
     fn step(&mut self) -> io::Result<()> {
+        self.step_of(false)
+    }
+
+    fn step_of(&mut self, needs_space: bool) -> io::Result<()> {
         if self.off {
             return Err(io::Error::other("the power is off"));
         }
@@ -219,7 +225,10 @@ impl State {
             return Err(io::Error::other("the power went off"));
         }
         self.steps += 1;
-        match self.fault {
+        match self
+            .fault
+            .filter(|(_, f, _)| *f != Fault::Full || needs_space)
+        {
             Some((at, fault, Times::Once)) if at == step => Err(fault.into()),
             Some((at, fault, Times::Always)) if at <= step => Err(fault.into()),
             _ => Ok(()),
@@ -239,17 +248,20 @@ impl State {
     }
 
     fn add(&mut self, name: &str) -> io::Result<usize> {
+        self.step_of(true)?;
         let inode = self.inodes.len();
         self.inodes.push(Inode::default());
-        self.change(Change {
+        let change = Change {
             set: vec![(name.to_owned(), inode)],
             unset: vec![],
-        })?;
+        };
+        change.apply(&mut self.names);
+        self.pending.push(change);
         Ok(inode)
     }
 
     fn write(&mut self, inode: usize, bytes: &[u8]) -> io::Result<()> {
-        let done = self.step();
+        let done = self.step_of(!bytes.is_empty());
         if self.off {
             return done;
         }
@@ -279,7 +291,7 @@ impl From<Fault> for io::Error {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Eio => Self::from_raw_os_error(5),
-            Fault::Enospc => Self::from_raw_os_error(28),
+            Fault::Enospc | Fault::Full => Self::from_raw_os_error(28),
         }
     }
 }

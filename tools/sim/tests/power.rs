@@ -458,3 +458,22 @@ fn a131_a132_a_moved_pair_is_at_one_place_and_the_handles_of_the_target_hold() {
     every_cut(prepare, act, check);
     every_fault(prepare, act, check);
 }
+
+#[test]
+fn a133_on_a_full_disk_keys_are_used_changes_are_refused_and_space_is_enough_to_recover() {
+    let disk = VirtualDisk::default();
+    let handle = import(&open(&disk).unwrap(), "k", Some(&[1; 32])).unwrap();
+    disk.fail_at(disk.steps(), Fault::Full, Times::Always);
+    // Also across a start: a full disk must not keep a device without its keys.
+    let keyd = open(&disk).unwrap();
+    assert_eq!(hmac(&keyd, &handle).unwrap(), mac(&[1; 32]));
+    for _ in 0..3 {
+        let refused = import(&keyd, "new", None).unwrap_err();
+        assert_eq!(refused.class, Class::Unavailable);
+        assert_eq!(hmac(&keyd, &handle).unwrap(), mac(&[1; 32]));
+    }
+    disk.heal();
+    assert!(is_not_there(&load(&keyd, "new")), "nothing of it was kept");
+    import(&keyd, "new", None).unwrap();
+    assert!(recorded(&disk, "there is space again"));
+}

@@ -68,7 +68,7 @@ fn create_or_import(
                 &id,
                 "replaces other bytes",
             )?;
-            change.put(&id, copy(bytes), usage)?.epoch
+            change.put(&id, copy(bytes), entry.usage)?.epoch
         }
         (Some(entry), _) => {
             let how = match entry.material {
