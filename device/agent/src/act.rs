@@ -79,6 +79,7 @@ impl Runtime {
             .map_err(during("list modules"))?
             .modules
             .into_iter()
+            .filter(api::ModuleDetails::is_the_agents)
             .map(|details| (details.name.trim_start_matches('$').to_owned(), details))
             .collect();
         let identities = self

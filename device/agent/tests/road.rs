@@ -112,8 +112,11 @@ impl State {
                     env.iter()
                         .any(|p| p["key"] == "IOTEDGE_MODULEID" && p["value"] == *name)
                 );
+                let mut settings = body["config"]["settings"].clone();
+                settings["createOptions"] = json!({"Labels": {
+                    "net.azure-devices.edge.owner": "Microsoft.Azure.Devices.Edge.Agent"}});
                 let details = json!({ "id": "id", "name": name, "type": body["type"],
-                    "config": {"settings": body["config"]["settings"], "env": []},
+                    "config": {"settings": settings, "env": []},
                     "status": {"runtimeStatus": {"status": "stopped"}}});
                 self.modules.insert(name, details.clone());
                 (201, details)

@@ -1,17 +1,20 @@
 //! One module: what it is, whether it runs, and its identity while it does.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use contract::api::key::KeyHandle;
 use contract::api::management::{
-    ExitStatus, ModuleDetails, ModuleSpec, RuntimeStatus, State, Status,
+    ExitStatus, IMAGE_LABEL, ModuleDetails, ModuleSpec, OWNER, OWNER_LABEL, RuntimeStatus, State,
+    Status,
 };
 use contract::grant::GrantName;
 use contract::names::{Generation, ModuleName};
 use contract::time::rfc3339;
 use local::server::SocketId;
+use serde_json::{Value, json};
 
 use crate::attest::{Registration, Strictness};
 
@@ -251,6 +254,15 @@ impl Module {
             .clone()
     }
 
+    /// Labels as a container would carry them; a module of the configuration has no owner.
+    fn labels(&self) -> BTreeMap<String, Value> {
+        let mut labels = json!({ IMAGE_LABEL: self.spec.config.settings.image });
+        if self.keeper == Keeper::Agent || self.name.plain() == "edgeAgent" {
+            labels[OWNER_LABEL] = json!(OWNER);
+        }
+        BTreeMap::from([("Labels".to_owned(), labels)])
+    }
+
     /// How it is, as the management API says it (module-runtime.md 2.1, 5.6).
     #[must_use]
     pub fn details(&self) -> ModuleDetails {
@@ -265,6 +277,7 @@ impl Module {
         // Secrets in the environment and logins are not read back (R48).
         config.env = Vec::new();
         config.settings.auth = None;
+        config.settings.create_options = Some(self.labels());
         config.settings.image_hash = running.map(|r| {
             format!(
                 "sha256:{}",

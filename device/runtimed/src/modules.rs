@@ -89,7 +89,7 @@ pub fn update(
     ask: Ask<api::UpdateModule>,
 ) -> Result<ModuleDetails, Refusal> {
     let runtime = &socket.runtime;
-    let old = find(runtime, &ask.target.name, "stop")?;
+    let old = changeable(find(runtime, &ask.target.name, "stop")?)?;
     let module = checked(runtime, ask.body)?;
     runtime.record(&who.to_string(), "update", old.name.plain())?;
     let echo = module.spec.clone();
@@ -124,6 +124,7 @@ pub fn delete(
         refusal.class = Class::Internal;
         refusal
     })?;
+    let module = changeable(module)?;
     runtime.record(&who.to_string(), "delete", module.name.plain())?;
     remove(runtime, &module)?;
     runtime.end_local_generation(&module.name)?;
@@ -239,6 +240,18 @@ fn find(runtime: &Runtime, name: &ModuleName, verb: &str) -> Result<Arc<Module>,
         let text = format!("runtime operation error: {verb} module {:?}", name.plain());
         Refusal::new(Class::NotFound, text)
     })
+}
+
+/// A module of the device's own configuration is not the agent's to replace or remove.
+fn changeable(module: Arc<Module>) -> Result<Arc<Module>, Refusal> {
+    if module.keeper == Keeper::Us && module.name.plain() != "edgeAgent" {
+        let text = format!(
+            "module {:?} belongs to the device's configuration",
+            module.name.plain()
+        );
+        return Err(Refusal::new(Class::Conflict, text));
+    }
+    Ok(module)
 }
 
 fn add(runtime: &Runtime, module: Module) -> Result<Arc<Module>, Refusal> {

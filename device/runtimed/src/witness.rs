@@ -7,7 +7,6 @@ use aws_lc_rs::digest::{SHA256, digest};
 use contract::api::key::{
     CreateKeyPair, CreateKeyPairRequest, Sign, SignAlgorithm, SignParameters, SignRequest,
 };
-use contract::audit::SignedHead;
 use contract::bytes::Bytes;
 use contract::names::KeyId;
 use local::log;
@@ -20,34 +19,25 @@ pub const KEY: &str = "holdfast_audit_runtimed";
 /// Why a head was not signed.
 #[derive(Debug, thiserror::Error)]
 enum WitnessError {
-    #[error("signing the head of the audit log")]
+    #[error(transparent)]
     Call(#[from] local::client::CallError),
-    #[error("the head of the audit log")]
-    Audit(#[from] local::audit::AuditError),
-    #[error("the id of the audit key")]
+    #[error(transparent)]
     Name(#[from] contract::names::BadName),
 }
 
 /// Signs what is due: after a minute, after 256 records, and whatever there is at start and stop.
 /// Says whether nothing is left to sign.
 pub fn sign_heads(runtime: &Runtime, everything: bool) -> bool {
-    loop {
-        match one(runtime, everything) {
-            Ok(true) => {}
-            Ok(false) => return true,
-            Err(error) => {
-                log::failure(log::Level::Warn, &error);
-                return false;
-            }
-        }
-    }
+    let now = runtime.clock.now();
+    let signed = runtime
+        .audit
+        .sign_heads(&now, everything, |text| sign(runtime, text));
+    signed
+        .inspect_err(|error| log::failure(log::Level::Warn, error))
+        .is_ok()
 }
 
-fn one(runtime: &Runtime, everything: bool) -> Result<bool, WitnessError> {
-    let now = runtime.clock.now();
-    let Some(head) = runtime.audit.head_to_sign(&now, everything)? else {
-        return Ok(false);
-    };
+fn sign(runtime: &Runtime, text: &[u8]) -> Result<Vec<u8>, WitnessError> {
     let pair = CreateKeyPairRequest {
         key_id: KeyId::new(KEY)?,
         preferred_algorithms: Some("ec-p256".to_owned()),
@@ -55,13 +45,7 @@ fn one(runtime: &Runtime, everything: bool) -> Result<bool, WitnessError> {
     let request = SignRequest {
         key_handle: runtime.keys.call::<CreateKeyPair>(&(), &pair)?.key_handle,
         algorithm: SignAlgorithm::Ecdsa,
-        parameters: SignParameters::Digest(Bytes(
-            digest(&SHA256, &head.signed_bytes()).as_ref().to_vec(),
-        )),
+        parameters: SignParameters::Digest(Bytes(digest(&SHA256, text).as_ref().to_vec())),
     };
-    let signature = runtime.keys.call::<Sign>(&(), &request)?.signature;
-    runtime
-        .audit
-        .keep_head(&now, SignedHead { head, signature })?;
-    Ok(true)
+    Ok(runtime.keys.call::<Sign>(&(), &request)?.signature.0)
 }

@@ -134,10 +134,16 @@ pub fn list(
     _: &Member,
     _: Ask<api::ListModules>,
 ) -> Result<ModuleList, Refusal> {
-    let modules = socket.runtime.modules();
-    Ok(ModuleList {
-        modules: modules.iter().map(|module| module.details()).collect(),
-    })
+    let mut modules: Vec<_> = socket
+        .runtime
+        .modules()
+        .iter()
+        .map(|one| one.details())
+        .collect();
+    for module in &mut modules {
+        module.config.settings.create_options = None;
+    }
+    Ok(ModuleList { modules })
 }
 
 /// Roots that modules trust.

@@ -111,6 +111,27 @@ pub struct ModuleDetails {
     pub status: Status,
 }
 
+/// Label that says whose a module is (module-runtime.md 5.3).
+pub const OWNER_LABEL: &str = "net.azure-devices.edge.owner";
+/// Its value on modules that the agent has created.
+pub const OWNER: &str = "Microsoft.Azure.Devices.Edge.Agent";
+/// Label with the image that was asked for.
+pub const IMAGE_LABEL: &str = "net.azure-devices.edge.original-image";
+
+impl ModuleDetails {
+    /// Whether the agent created it. Modules of the device's own configuration are not the
+    /// agent's to change.
+    #[must_use]
+    pub fn is_the_agents(&self) -> bool {
+        let options = self.config.settings.create_options.as_ref();
+        options.is_some_and(|members| {
+            members
+                .get("Labels")
+                .is_some_and(|l| l[OWNER_LABEL] == OWNER)
+        })
+    }
+}
+
 /// How a module is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
