@@ -108,8 +108,9 @@ pub fn count(code: &str, word: &str) -> usize {
         .filter(|(at, _)| {
             let before = code[..*at].chars().next_back();
             let after = code[at + word.len()..].chars().next();
-            !(before.is_some_and(part) && word.starts_with(part))
-                && !(after.is_some_and(part) && word.ends_with(part))
+            let begins = !before.is_some_and(part) || !word.starts_with(part);
+            let ends = !after.is_some_and(part) || !word.ends_with(part);
+            begins && ends
         })
         .count()
 }
@@ -234,16 +235,15 @@ fn skipped(rest: &str, before: Option<char>) -> usize {
     if rest.starts_with("/*") {
         return block_comment(rest);
     }
-    if rest.starts_with('"') {
-        return 1 + quoted(&rest[1..], '"');
+    if let Some(inside) = rest.strip_prefix('"') {
+        return 1 + quoted(inside, '"');
     }
-    if rest.starts_with('\'') {
+    if let Some(inside) = rest.strip_prefix('\'') {
         // A lifetime has no closing quote after its first character.
-        let mut chars = rest[1..].char_indices();
-        let first = chars.next().map(|(_, c)| c);
-        let closes = chars.next().is_some_and(|(_, c)| c == '\'');
-        return if first == Some('\\') || closes {
-            1 + quoted(&rest[1..], '\'')
+        let mut chars = inside.chars();
+        let escaped = chars.next() == Some('\\');
+        return if escaped || chars.next() == Some('\'') {
+            1 + quoted(inside, '\'')
         } else {
             0
         };

@@ -27,7 +27,7 @@ const IMPORTS: [(&str, &str, &[&str]); 10] = [
     ("ctl", "tools", &["contract", "local", "net"]),
 ];
 /// What only the tests of a crate import: the real thing on the other side of a socket.
-const TESTS_IMPORT: [(&str, &str); 1] = [("identityd", "keyd")];
+const TESTS_IMPORT: [(&str, &str); 3] = [("agent", "hub"), ("identityd", "keyd"), ("net", "hub")];
 /// Programs that run on their own, each in a process and under a user of its own.
 const DAEMONS: [&str; 6] = ["warden", "keyd", "identityd", "runtimed", "agent", "hub"];
 /// Most external crates linked into a program of the trusted base.
