@@ -2,7 +2,7 @@
 //!
 //! Asked once per life of a module and kept; a signature then costs one call to `keyd`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use contract::api::identity::{
     AziotIdentity, CreateModule, CreateModuleRequest, Identity as Wire, IdentityKind, OneModule,
@@ -123,6 +123,7 @@ impl Runtime {
             generation,
             key: derived.key_handle,
             hub: None,
+            encryption: OnceLock::new(),
         })
     }
 
@@ -156,6 +157,7 @@ fn from_hub(spec: AziotIdentity) -> Result<Identity, Refusal> {
             gateway: spec.gateway_host,
             device: spec.device_id,
         }),
+        encryption: OnceLock::new(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use contract::api::key::KeyHandle;
@@ -79,6 +79,8 @@ pub struct Identity {
     pub key: KeyHandle,
     /// The hub, if the device has one.
     pub hub: Option<Hub>,
+    /// The key that encrypts for the module, once it has been asked for.
+    pub encryption: OnceLock<KeyHandle>,
 }
 
 /// Where a module is known.

@@ -57,8 +57,8 @@ pub fn encrypt(
 ) -> Result<EncryptResponse, Refusal> {
     let (name, generation) = &ask.target;
     let body = ask.body;
-    let blob = with_identity(socket, who, generation, |runtime, _| {
-        let key = module_key(runtime, name, generation)?;
+    let blob = with_identity(socket, who, generation, |runtime, identity| {
+        let key = module_key(runtime, identity, name)?;
         let context = frame(&[
             &body.initialization_vector.0,
             b"nonce",
@@ -98,10 +98,10 @@ pub fn decrypt(
     let (name, generation) = &ask.target;
     let vector = &ask.body.initialization_vector.0;
     let blob = &ask.body.ciphertext.0;
-    let plaintext = with_identity(socket, who, generation, |runtime, _| {
+    let plaintext = with_identity(socket, who, generation, |runtime, identity| {
         let (key_handle, iv, aad, ciphertext) = match blob.first() {
             Some(&OURS) if blob.len() > NONCE => (
-                module_key(runtime, name, generation)?,
+                module_key(runtime, identity, name)?,
                 blob[1..=NONCE].to_vec(),
                 frame(&[vector, b"data"]),
                 blob[NONCE + 1..].to_vec(),
@@ -243,22 +243,24 @@ fn base_key(runtime: &Runtime) -> Result<KeyHandle, CallError> {
     Ok(runtime.keys.call::<CreateKey>(&(), &request)?.key_handle)
 }
 
+/// The key of this module and generation; its handle is kept as long as the identity.
 fn module_key(
     runtime: &Runtime,
+    identity: &Identity,
     name: &ModuleName,
-    generation: &Generation,
 ) -> Result<KeyHandle, CallError> {
+    if let Some(handle) = identity.encryption.get() {
+        return Ok(handle.clone());
+    }
     let name = name.identity();
-    let data = frame(&[
-        b"holdfast module encryption 1",
-        name.as_bytes(),
-        generation.as_str().as_bytes(),
-    ]);
+    let generation = identity.generation.as_str().as_bytes();
+    let data = frame(&[b"holdfast module encryption 1", name.as_bytes(), generation]);
     let request = key::DeriveRequest {
         base_key_handle: base_key(runtime)?,
         derivation_data: Bytes(data),
     };
-    Ok(runtime.keys.call::<key::Derive>(&(), &request)?.key_handle)
+    let handle = runtime.keys.call::<key::Derive>(&(), &request)?.key_handle;
+    Ok(identity.encryption.get_or_init(|| handle).clone())
 }
 
 #[expect(clippy::expect_used, reason = "a constant that fits the grammar")]
