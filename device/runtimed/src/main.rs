@@ -64,6 +64,9 @@ fn serve(config: Config, uid: u32) -> Result<(), Box<dyn std::error::Error>> {
     } else {
         Require::Best
     };
+    if !facts.peer_pidfd {
+        log::warn("attestation=weak: this kernel proves callers by number only (docs/threats.md)");
+    }
     let server = Server::new(facts, require)?;
     let management = config.listen.management_uri.path().to_owned();
     confine(&paths(&config, &management))?;

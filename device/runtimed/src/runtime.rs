@@ -20,7 +20,7 @@ use local::client::Client;
 use local::clock::Clock;
 use local::files::Dir;
 use local::log;
-use local::peer::Caller;
+use local::peer::{Caller, Proof};
 use local::server::{Listener, Server};
 use local::warden::Running;
 use rustix::event::{EventfdFlags, eventfd};
@@ -167,6 +167,13 @@ impl Runtime {
         })?;
         let evidence = attest::judge(&registration.facts, &seen, module.strictness)
             .map_err(Refusal::forbidden)?;
+        if caller.proof() == Proof::Weak {
+            // R1: every decision on weaker proof says so; the log counts them.
+            let who = format!("module:{}", module.name.plain());
+            let mut entry = Entry::new(Event::PeerWeak, Decision::Noted, who);
+            entry.reason = "attestation=weak: this kernel proves callers by number only".to_owned();
+            self.audit.note(&self.clock.now(), entry);
+        }
         registration.remember(caller.inode(), evidence);
         Ok((registration, evidence))
     }
