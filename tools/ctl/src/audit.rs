@@ -59,7 +59,7 @@ pub fn run(task: Task, form: Output) -> Exit {
 fn verified(folder: &Path, key: Option<&Path>, form: Output) -> Result<Exit, Failure> {
     let key = match key {
         None => None,
-        Some(path) => Some(STANDARD.decode(std::fs::read_to_string(path)?.trim())?),
+        Some(path) => Some(read_key(path)?),
     };
     let report = verify(folder, key.as_deref())?;
     match (summary(&report), form) {
@@ -80,6 +80,19 @@ fn verified(folder: &Path, key: Option<&Path>, form: Output) -> Result<Exit, Fai
     Ok(Exit::Fine)
 }
 
+fn read_key(path: &Path) -> Result<Vec<u8>, Failure> {
+    let wrong = |why: String| {
+        format!(
+            "{}: {why}; give the file that `holdfast audit key` printed",
+            path.display()
+        )
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    Ok(STANDARD
+        .decode(text.trim())
+        .map_err(|error| wrong(error.to_string()))?)
+}
+
 fn printed(id: &str, keyd: &Path, form: Output) -> Result<Exit, Failure> {
     let key = STANDARD.encode(public_key(&Client::new(keyd), id)?);
     match form {
@@ -95,7 +108,12 @@ fn printed(id: &str, keyd: &Path, form: Output) -> Result<Exit, Failure> {
 /// When it cannot be read.
 pub fn verify(folder: &Path, key: Option<&[u8]>) -> Result<Report, Failure> {
     use std::os::unix::fs::MetadataExt as _;
-    let owner = std::fs::metadata(folder)?.uid();
+    let owner = std::fs::metadata(folder)
+        .map_err(|error| {
+            let advice = "give the folder of a daemon's log, such as /var/lib/aziot/edged/audit";
+            format!("{}: {error}; {advice}", folder.display())
+        })?
+        .uid();
     Ok(verify_dir(&Dir::look(folder, Rules::private(owner))?, key)?)
 }
 

@@ -116,6 +116,102 @@ fn each_daemon_comes_back_from_a_kill_and_nothing_is_lost() {
     assert_eq!(left(child.id()), BTreeSet::new());
 }
 
+/// Runs another command of the program, in a folder and environment that mean it ill.
+fn command(arguments: &[&str]) -> (Option<i32>, String) {
+    let folder = std::env::temp_dir().join(format!("hf-hostile-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in ["config.toml", "holdfast.toml", ".env", "libc.so.6"] {
+        std::fs::write(folder.join(name), "output = \"nonsense\"\n").unwrap();
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(arguments)
+        .current_dir(&folder)
+        .env_clear()
+        .envs([
+            ("HOME", "."),
+            ("PATH", "."),
+            ("RUST_LOG", "trace"),
+            ("LANG", "\u{1b}[2J"),
+        ])
+        .envs([
+            ("AZIOT_KEYD_CONFIG", "./config.toml"),
+            ("IOTEDGE_HOST", "unix:///nowhere"),
+        ])
+        .output()
+        .unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+    )
+}
+
+#[test]
+fn a144_a145_status_lists_and_verification_depend_on_their_arguments_only() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut child = quickstart(&["--keep"]);
+    for step in steps(child.stdout.take().unwrap()) {
+        assert_eq!(step["ok"], true, "{step}");
+        if step["step"] == "done" {
+            break;
+        }
+    }
+    let folder = format!("/tmp/holdfast-quickstart-{}", child.id());
+    let at = |path: &str| format!("{folder}/{path}");
+    let (keyd, certd) = (at("run-keyd/keyd.sock"), at("run-identityd/certd.sock"));
+    let (identityd, management) = (
+        at("run-identityd/identityd.sock"),
+        at("run-runtimed/mgmt.sock"),
+    );
+    let sockets = [
+        "--keyd",
+        &keyd,
+        "--certd",
+        &certd,
+        "--identityd",
+        &identityd,
+        "--management",
+        &management,
+    ];
+    let (code, text) = command(&[&["--output", "json", "status"], &sockets[..]].concat());
+    let found: Value = serde_json::from_str(&text).unwrap();
+    assert!(
+        found["daemons"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|one| one["ok"] == true),
+        "{found}"
+    );
+    assert_eq!(code, Some(0));
+    let list = [
+        "--output",
+        "json",
+        "module",
+        "list",
+        "--management",
+        &management,
+    ];
+    let (code, text) = command(&list);
+    let found: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (code, found["modules"].as_array().unwrap().len()),
+        (Some(0), 3)
+    );
+    let (code, text) = command(&["audit", "verify", &at("runtimed/audit")]);
+    assert!(text.starts_with("whole: "), "{text}");
+    assert_eq!(code, Some(0));
+    signal(&child, rustix::process::Signal::TERM);
+    child.wait().unwrap();
+    let (code, _) = command(&list);
+    assert_eq!(code, Some(3));
+    let (code, _) = command(&["audit", "verify", "/nonexistent"]);
+    assert_eq!(code, Some(1));
+    let (code, _) = command(&["nonsense"]);
+    assert_eq!(code, Some(2));
+    assert_eq!(left(child.id()), BTreeSet::new());
+}
+
 #[test]
 fn an_interrupt_leaves_nothing() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
