@@ -94,6 +94,8 @@ pub trait Endpoint: 'static {
     const LIMIT: usize;
     /// Status of success; 204 when the response is [`Empty`].
     const SUCCESS: u16 = 200;
+    /// What a request without the body it needs is told.
+    const NO_BODY: &'static str = "missing request body";
     /// What path and query name.
     type Target: Target;
     /// The request body.
@@ -285,10 +287,13 @@ impl<T: Serialize + DeserializeOwned> Body for T {
     }
 }
 
+/// Paths that may end in a slash.
+const SLASHED: [&str; 2] = ["/modules", "/identities"];
+
 /// Matches a request path against an endpoint's path; the decoded placeholder values on success.
 ///
-/// One trailing slash is an alias, since generated agent clients and old diagnostics call
-/// `/identities/` and `/modules/` (module-runtime.md 2). Values are decoded exactly once, after
+/// For two paths a trailing slash is an alias, since generated agent clients and old diagnostics
+/// call `/identities/` and `/modules/` (module-runtime.md 2). Values are decoded exactly once, after
 /// splitting, so an encoded slash is data (A33).
 #[must_use]
 pub fn match_path(pattern: &str, path: &str) -> Option<Vec<String>> {
@@ -298,7 +303,9 @@ pub fn match_path(pattern: &str, path: &str) -> Option<Vec<String>> {
     loop {
         match (want.next(), have.next()) {
             (None, None) => return Some(values),
-            (None, Some("")) if have.next().is_none() && values.is_empty() => return Some(values),
+            (None, Some("")) if have.next().is_none() && SLASHED.contains(&pattern) => {
+                return Some(values);
+            }
             (Some(name), Some(value)) if name.starts_with('{') => {
                 if value.is_empty() {
                     return None;
@@ -385,6 +392,7 @@ mod tests {
             ("/key/{id}", "/key/a/", None),
             ("/modules", "/modules/", Some(vec![])),
             ("/modules", "/modules//", None),
+            ("/keypair", "/keypair/", None),
             ("/modules", "//modules", None),
             ("/modules", "/MODULES", None),
         ] {

@@ -8,7 +8,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use contract::audit::Event;
-use contract::endpoint::{Api, Ask, Body, Callers, Endpoint, Method, Parts, Target, match_path};
+use contract::endpoint::{
+    Api, Ask, BadTarget, Body, Callers, Endpoint, Method, Parts, Target, match_path,
+};
 use contract::json::{self, Limits};
 use contract::names::ModuleName;
 use contract::refusal::{Class, Refusal};
@@ -136,15 +138,19 @@ impl<A: Api, P: Gate> Routes<A, P> {
     #[must_use]
     pub fn on<E: Endpoint<Api = A>>(mut self, handler: Handler<P, E>) -> Self {
         let run = move |parts: &P, values: &Parts, text: Option<&[u8]>, callers: &[&Caller]| {
+            let target = E::Target::read(values);
+            if matches!(target, Err(BadTarget::NotFound)) {
+                // A word of the path that nothing has: no route matches, whoever asks.
+                return Err(Refusal::new(Class::NotFound, "not found"));
+            }
             let body = match text {
                 None if E::Request::NEEDED => None,
                 text => Some(E::Request::read(text).map_err(unprocessable)?),
             };
-            let target = E::Target::read(values);
             let module = target.as_ref().ok().and_then(Target::module);
             let who = admit::<E, P>(parts, module, callers)?;
             let Some(body) = body else {
-                return Err(Refusal::new(Class::BadRequest, "missing request body"));
+                return Err(Refusal::new(Class::BadRequest, E::NO_BODY));
             };
             let target = target.map_err(|bad| Refusal::new(Class::BadRequest, bad.to_string()))?;
             let response = handler(parts, &who, Ask { target, body })?;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::{endpoint, kib};
@@ -85,7 +85,7 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_hash: Option<String>,
     /// Container options; the host engine has none and refuses members.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub create_options: Option<BTreeMap<String, Value>>,
     /// Accepted and not used, as in the reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +93,15 @@ pub struct Settings {
     /// Registry login; never echoed (R48).
     #[serde(default, skip_serializing)]
     pub auth: Option<Value>,
+}
+
+/// A member that may be left out but not be null (module-runtime.md 2.1).
+fn present<'de, D, T>(from: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(from).map(Some)
 }
 
 /// A module as it is.

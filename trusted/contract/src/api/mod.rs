@@ -12,7 +12,7 @@ macro_rules! endpoint {
         $(#[$doc:meta])*
         $name:ident: $api:ty, $method:ident $path:literal $(since $since:literal)?,
         $callers:ident, $limit:expr,
-        $target:ty, $request:ty => $response:ty $(, $success:literal)?
+        $target:ty, $request:ty => $response:ty $(, $success:literal)? $(, no_body $no_body:literal)?
     ) => {
         $(#[$doc])*
         pub struct $name;
@@ -25,6 +25,7 @@ macro_rules! endpoint {
             const CALLERS: $crate::endpoint::Callers = $crate::endpoint::Callers::$callers;
             const LIMIT: usize = $limit;
             $(const SUCCESS: u16 = $success;)?
+            $(const NO_BODY: &'static str = $no_body;)?
             type Target = $target;
             type Request = $request;
             type Response = $response;

@@ -142,7 +142,8 @@ endpoint!(
 endpoint!(
     /// Sign.
     Sign: WorkloadApi, Post "/modules/{name}/genid/{generation}/sign", Module, kib(64),
-    (ModuleName, Generation), SignRequest => SignResponse
+    (ModuleName, Generation), SignRequest => SignResponse,
+    no_body "missing parameter: request body"
 );
 endpoint!(
     /// Encrypt.
