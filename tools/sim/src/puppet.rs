@@ -45,6 +45,12 @@ pub struct Repeat {
     pub times: usize,
     /// Each time on a connection of its own, opening and closing included.
     pub fresh: bool,
+    /// More than none: count what so many connections get done at once, for [`Self::millis`].
+    #[serde(default)]
+    pub connections: usize,
+    /// How long to count.
+    #[serde(default)]
+    pub millis: u64,
 }
 
 /// What came back.
@@ -59,6 +65,9 @@ pub struct Reply {
     /// How long each of the repeated requests took, in nanoseconds.
     #[serde(default)]
     pub nanos: Vec<u64>,
+    /// Answers per second.
+    #[serde(default)]
+    pub rate: f64,
 }
 
 /// Longest wait for an answer; above the server's own five seconds for a request.
@@ -119,12 +128,16 @@ fn hear<T: DeserializeOwned>(stream: &mut BufReader<TcpStream>) -> io::Result<T>
 }
 
 fn act(order: &Order) -> io::Result<Reply> {
-    if let Some(Repeat { times, fresh }) = order.repeat {
-        let nanos = load::latencies(order.socket.as_ref(), &order.send.0, times, fresh)?;
-        return Ok(Reply {
-            nanos,
-            ..Reply::default()
-        });
+    if let Some(repeat) = order.repeat {
+        let (socket, send) = (order.socket.as_ref(), &order.send.0);
+        let mut reply = Reply::default();
+        if repeat.connections > 0 {
+            let time = Duration::from_millis(repeat.millis);
+            reply.rate = load::throughput(socket, send, repeat.connections, time)?;
+        } else {
+            reply.nanos = load::latencies(socket, send, repeat.times, repeat.fresh)?;
+        }
+        return Ok(reply);
     }
     let mut stream = UnixStream::connect(&order.socket)?;
     stream.set_write_timeout(Some(PATIENCE))?;

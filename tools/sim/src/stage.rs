@@ -50,6 +50,8 @@ pub struct Plan {
     pub modules: bool,
     /// Environment of the module besides what makes it a puppet.
     pub module_env: Vec<(String, String)>,
+    /// A module identity that the device remembers of its hub.
+    pub remembered: Option<String>,
     /// Connections a user may have at a time on each socket.
     pub connections: usize,
 }
@@ -64,6 +66,7 @@ impl Plan {
             keyd: String::new(),
             modules: true,
             module_env: Vec::new(),
+            remembered: None,
             connections: 64,
         }
     }
@@ -394,7 +397,29 @@ impl Stage {
             self.plan.provisioning
         );
         self.write("config/identityd.toml", 0o644, identityd.as_bytes())?;
+        if let Some(module) = &self.plan.remembered {
+            self.remember(module)?;
+        }
         self.runtimed(&run)
+    }
+
+    /// Leaves a record of a module identity, in the compatible form (identity-service.md 4.7).
+    fn remember(&self, module: &str) -> Result<(), Failure> {
+        let sum = |text: &str| hex(&hash(text.as_bytes()));
+        let folder = format!(
+            "identityd/modules/{}-{}",
+            sum("localhost:1"),
+            sum("stage-1")
+        );
+        for name in ["identityd/modules", &folder] {
+            self.folder(name, 0o700)?;
+            self.give(name)?;
+        }
+        let name = format!("{folder}/{module}-{}", sum(module));
+        let text =
+            format!("{{\"moduleId\":{module:?},\"deviceId\":\"stage-1\",\"generationId\":\"1\"}}");
+        self.write(&name, 0o600, text.as_bytes())?;
+        Ok(self.give(&name)?)
     }
 
     fn runtimed(&self, run: &dyn Fn(&str) -> String) -> Result<(), Failure> {
