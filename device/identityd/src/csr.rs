@@ -12,7 +12,7 @@ use rcgen::string::Ia5String;
 use rcgen::{DistinguishedName, DnType, DnValue, SanType, SubjectPublicKeyInfo};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
-use x509_parser::der_parser::asn1_rs::Tag;
+use x509_parser::der_parser::asn1_rs::{Oid, Tag};
 use x509_parser::der_parser::oid;
 use x509_parser::extensions::{ExtendedKeyUsage, GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
@@ -337,6 +337,12 @@ pub fn distinguished_name(name: &X509Name<'_>) -> Result<DistinguishedName, Name
             .iter()
             .ok_or(NameError::Encoding)?
             .collect();
+        // The writer panics over a first arc beyond 2, which our reader makes of arcs like 2.999.
+        if kind.first().is_none_or(|arc| *arc > 2)
+            || Oid::from(&kind).ok().as_ref() != Some(part.attr_type())
+        {
+            return Err(NameError::Encoding);
+        }
         let kind = DnType::from_oid(&kind);
         if out.get(&kind).is_some() {
             return Err(NameError::Twice);
@@ -413,5 +419,36 @@ mod tests {
         assert!(check_name(&GeneralName::IPAddress(&[127, 0, 0, 1])).is_ok());
         assert!(check_name(&GeneralName::IPAddress(&[127, 0, 0])).is_err());
         assert!(check_name(&GeneralName::RFC822Name("a@b.test")).is_err());
+    }
+
+    #[test]
+    fn a64_a_part_whose_type_cannot_be_written_again_is_refused() {
+        let name = |kind: &[u8]| {
+            let length = u8::try_from(kind.len()).unwrap();
+            let head = [
+                0x30,
+                length + 9,
+                0x31,
+                length + 7,
+                0x30,
+                length + 5,
+                6,
+                length,
+            ];
+            let der = [&head, kind, b"\x0c\x01a"].concat();
+            distinguished_name(&X509Name::from_der(&der).unwrap().1)
+        };
+        assert!(name(&[0x55, 4, 3]).is_ok());
+        assert!(name(&[0x55, 4, 0x82, 3]).is_ok());
+        for bad in [
+            // 2.999 as the standard writes it, and the same with its end missing.
+            &[0x88, 0x37][..],
+            &[0xae],
+            // One arc in more bytes than it needs, or with its end missing.
+            &[0x55, 0x80, 4, 3],
+            &[0x55, 4, 0x83],
+        ] {
+            assert_eq!(name(bad).unwrap_err(), NameError::Encoding, "{bad:x?}");
+        }
     }
 }
