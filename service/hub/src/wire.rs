@@ -150,7 +150,7 @@ fn packet(raw: RawPacket) -> Result<Packet, WireError> {
                 .entries()
                 .iter()
                 .map(|entry| match entry.sub_opts().to_buffer() {
-                    [qos @ 0..=2] => Ok((entry.topic_filter().to_owned(), *qos)),
+                    [qos @ 0..=2] => Ok((text(entry.topic_filter())?, *qos)),
                     _ => Err(WireError("reserved bits in a subscription")),
                 });
             Ok(Packet::Subscribe {
@@ -160,13 +160,10 @@ fn packet(raw: RawPacket) -> Result<Packet, WireError> {
         }
         (10, 2) => {
             let packet = raw.parse_exact(v3_1_1::Unsubscribe::parse)?;
-            let filters = packet
-                .entries()
-                .iter()
-                .map(|entry| entry.as_str().to_owned());
+            let filters = packet.entries().iter().map(|entry| text(entry.as_str()));
             Ok(Packet::Unsubscribe {
                 id: nonzero(packet.packet_id())?,
-                filters: filters.collect(),
+                filters: filters.collect::<Result<_, _>>()?,
             })
         }
         (12, 0) if raw.remaining_length() == 0 => Ok(Packet::Ping),
@@ -183,19 +180,19 @@ fn connect(raw: &RawPacket) -> Result<Packet, WireError> {
     if reserved != 0 || (will == 0 && will_flags != 0) || flags & 0b1_0000 != 0 {
         return Err(WireError("connect flags"));
     }
-    let text = |bytes: &[u8]| {
+    let password = |bytes: &[u8]| {
         String::from_utf8(bytes.to_vec()).map_err(|_| WireError("password is not text"))
     };
     let will = match (packet.will_topic(), packet.will_payload()) {
-        (Some(topic), Some(body)) => Some((topic.to_owned(), body.to_vec())),
+        (Some(topic), Some(body)) => Some((text(topic)?, body.to_vec())),
         _ => None,
     };
     Ok(Packet::Connect(Box::new(Connect {
-        client: packet.client_id().to_owned(),
-        user: packet.user_name().unwrap_or_default().to_owned(),
+        client: text(packet.client_id())?,
+        user: text(packet.user_name().unwrap_or_default())?,
         password: packet
             .password()
-            .map(text)
+            .map(password)
             .transpose()?
             .map(zeroize::Zeroizing::new),
         clean: packet.clean_session(),
@@ -219,11 +216,20 @@ fn publish(flags: u8, raw: RawPacket) -> Result<Packet, WireError> {
         return Err(WireError("topic too long"));
     }
     Ok(Packet::Publish(Publish {
-        topic: packet.topic_name().to_owned(),
+        topic: text(packet.topic_name())?,
         body: packet.payload().as_slice().to_vec(),
         id,
         retain: packet.retain(),
     }))
+}
+
+/// A text of a packet; the standard has none with U+0000, and no device takes one from us.
+fn text(text: &str) -> Result<String, WireError> {
+    if text.contains('\0') {
+        Err(WireError("U+0000 in a text"))
+    } else {
+        Ok(text.to_owned())
+    }
 }
 
 fn nonzero(id: u16) -> Result<u16, WireError> {
@@ -379,6 +385,12 @@ mod tests {
             ("QoS 3", b"\x36\x05\x00\x01a\x00\x01".to_vec()),
             ("packet id 0", b"\x32\x05\x00\x01a\x00\x00".to_vec()),
             ("topic not UTF-8", b"\x30\x03\x00\x01\xff".to_vec()),
+            ("U+0000 in a topic", b"\x30\x03\x00\x01\x00".to_vec()),
+            (
+                "U+0000 in a filter",
+                b"\x82\x06\x00\x01\x00\x01\x00\x00".to_vec(),
+            ),
+            ("U+0000 in a user name", changed(21, 0)),
             ("topic beyond the packet", b"\x30\x03\x00\x09a".to_vec()),
             (
                 "SUBSCRIBE without flags",
