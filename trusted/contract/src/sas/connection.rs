@@ -41,6 +41,10 @@ impl ConnectionString {
         if text.len() > MAX_CONNECTION_STRING {
             return Err(fail("longer than 4096 bytes"));
         }
+        if text.bytes().any(|byte| byte.is_ascii_control()) {
+            // A token for such a name could be made, and nobody would accept it.
+            return Err(fail("a control character"));
+        }
         let (mut host, mut gateway, mut device, mut module) = (None, None, None, None);
         let (mut policy, mut key) = (None, None);
         for field in text.trim_end_matches(';').split(';') {
@@ -149,6 +153,7 @@ mod tests {
             format!("HostName=h;DeviceId=;SharedAccessKey={KEY}"),
             format!("HostName=h;DeviceId=d;x509=true;SharedAccessKey={KEY}"),
             "HostName=h;DeviceId=d;SharedAccessKey=short".into(),
+            format!("HostName=h;SharedAccessKeyName=a\nb;SharedAccessKey={KEY}"),
         ] {
             assert!(parse(&bad).is_err(), "{bad}");
         }
