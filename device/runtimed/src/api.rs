@@ -5,7 +5,7 @@ use std::sync::Arc;
 use contract::api::management::ManagementApi;
 use contract::api::workload::WorkloadApi;
 use local::routes::{Routes, Service};
-use local::server::Limits;
+use local::server::{Limits, Reach};
 
 use crate::gate::{ManagementSocket, WorkloadSocket};
 use crate::module::Module;
@@ -52,9 +52,10 @@ pub fn management(runtime: Arc<Runtime>) -> Arc<dyn Service> {
 
 /// Limits of a socket with this many connections per user.
 #[must_use]
-pub fn limits(per_user: usize) -> Limits {
+pub fn limits(per_user: usize, reach: Reach) -> Limits {
     Limits {
         per_user,
+        reach,
         ..Limits::default()
     }
 }

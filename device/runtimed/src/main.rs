@@ -12,7 +12,7 @@ use local::daemon::{Access, Daemon, confine};
 use local::files::{Dir, Rules};
 use local::log;
 use local::peer::{KernelFacts, Require};
-use local::server::{Listener, Server};
+use local::server::{Listener, Reach, Server};
 use runtimed::config::Config;
 use runtimed::engine::host::HostEngine;
 use runtimed::module::{Keeper, Module};
@@ -80,7 +80,7 @@ fn serve(config: Config, uid: u32) -> Result<(), Box<dyn std::error::Error>> {
     let runtime = Arc::new(Runtime::new(config, parts)?);
     modules::restore(&runtime)?;
     configured(&runtime)?;
-    let limits = api::limits(runtime.config.iotedge_max_requests.management);
+    let limits = api::limits(runtime.config.iotedge_max_requests.management, Reach::Host);
     server.open(
         Listener::bind(&management, 0o660)?,
         api::management(Arc::clone(&runtime)),

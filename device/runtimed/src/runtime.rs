@@ -21,7 +21,7 @@ use local::clock::Clock;
 use local::files::Dir;
 use local::log;
 use local::peer::{Caller, Proof};
-use local::server::{Listener, Server};
+use local::server::{Listener, Reach, Server};
 use local::warden::Running;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
@@ -345,12 +345,12 @@ impl Runtime {
         open_folder(&folder, 0o755)
             .map_err(|error| failed("make the folder of", module, &error))?;
         let mut sockets = Vec::new();
-        let limits = api::limits(self.config.iotedge_max_requests.workload);
+        let limits = api::limits(self.config.iotedge_max_requests.workload, Reach::Modules);
         let routes = api::workload(Arc::clone(self), Arc::clone(module));
         sockets.push(self.open(module, &folder.join("workload.sock"), routes, limits)?);
         if module.name.plain() == "edgeAgent" {
             // The agent manages through its own folder, so that its mount outlives us too.
-            let limits = api::limits(self.config.iotedge_max_requests.management);
+            let limits = api::limits(self.config.iotedge_max_requests.management, Reach::Modules);
             let routes = api::management(Arc::clone(self));
             sockets.push(self.open(module, &folder.join("mgmt.sock"), routes, limits)?);
         }

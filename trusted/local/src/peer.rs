@@ -229,6 +229,23 @@ impl Caller {
         self.inode
     }
 
+    /// Whether it lives in a pid namespace below ours, as every module does and no daemon.
+    ///
+    /// A process that `/proc` hides from us (`hidepid`) is not told apart: it has another user
+    /// then, and users are what policy judges.
+    #[must_use]
+    pub fn is_nested(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.credentials.pid));
+        let numbers = |status: &str| {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("NSpid:"))?;
+            Some(line.split_ascii_whitespace().count())
+        };
+        // Asked for last, as everywhere: a process that has exited since is refused in any case.
+        status.is_ok_and(|status| numbers(&status).is_some_and(|n| n > 1)) || !self.alive()
+    }
+
     /// How well it is proved.
     #[must_use]
     pub fn proof(&self) -> Proof {

@@ -203,7 +203,11 @@ fn admit<E: Endpoint, P: Gate>(
         });
         match judged {
             Ok(one) => principal = Some(one),
-            Err(refusal) => {
+            Err(mut refusal) => {
+                // The connection's own principal was allowed: this one came by its socket (A3).
+                if principal.is_some() && refusal.event == Some(Event::PeerRefused) {
+                    refusal.event = Some(Event::PeerWriterChanged);
+                }
                 parts.refused(caller, &refusal);
                 return Err(refusal);
             }

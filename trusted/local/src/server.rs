@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use contract::refusal::Refusal;
 use rustix::event::epoll;
 use rustix::net::SocketFlags;
 
@@ -37,6 +38,18 @@ pub struct Limits {
     pub request: Duration,
     /// From the end of an answer to the next request.
     pub idle: Duration,
+    /// Whose processes may connect.
+    pub reach: Reach,
+}
+
+/// Whose processes may connect to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of our own pid namespace: daemons and people. Modules live below it, and where they
+    /// share the daemons' user this is what keeps them from the daemons' sockets.
+    Host,
+    /// Modules too: each request is attested.
+    Modules,
 }
 
 impl Default for Limits {
@@ -46,6 +59,7 @@ impl Default for Limits {
             per_socket: 64,
             request: Duration::from_secs(5),
             idle: Duration::from_secs(60),
+            reach: Reach::Host,
         }
     }
 }
@@ -134,8 +148,11 @@ impl Server {
 
     /// Stops listening and ends the socket's connections; its file is removed.
     pub fn close(&self, id: SocketId) {
-        let mut sockets = self.sockets.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(socket) = sockets.remove(&id.0) {
+        let removed = {
+            let mut sockets = self.sockets.write().unwrap_or_else(PoisonError::into_inner);
+            sockets.remove(&id.0)
+        };
+        if let Some(socket) = removed {
             // An error means that the kernel no longer polls it, which is what is wanted.
             let _ = epoll::delete(&self.poll, socket.listener.as_fd());
             socket.slots.end_all();
@@ -241,10 +258,23 @@ impl Server {
                 return None;
             }
         };
+        if socket.limits.reach == Reach::Host && caller.is_nested() {
+            let stranger = Refusal::forbidden("a module has no business on this socket");
+            socket.service.refused(&caller, &stranger);
+            connection::refuse(&stream, 403, "forbidden");
+            return None;
+        }
         match socket.slots.take(caller.uid(), &socket.limits, &stream) {
             Some(slot) => Some((
                 Arc::clone(&socket),
-                Connection::new(stream, caller, slot, self.facts, self.require),
+                Connection::new(
+                    stream,
+                    caller,
+                    slot,
+                    self.facts,
+                    self.require,
+                    socket.limits.reach,
+                ),
             )),
             None => {
                 connection::refuse(&stream, 429, "too many connections");

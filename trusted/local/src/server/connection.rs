@@ -10,7 +10,7 @@ use contract::refusal::{Class, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::{Limits, Slot};
+use super::{Limits, Reach, Slot};
 use crate::http::{self, BodyState, Framing, Head, HttpError};
 use crate::os::socket::{self, Read};
 use crate::peer::{Caller, KernelFacts, PeerError, Require};
@@ -29,6 +29,7 @@ pub(super) struct Connection {
     input: Zeroizing<Vec<u8>>,
     facts: KernelFacts,
     require: Require,
+    reach: Reach,
 }
 
 /// Why a connection ends.
@@ -54,6 +55,7 @@ impl Connection {
         slot: Arc<Slot>,
         facts: KernelFacts,
         require: Require,
+        reach: Reach,
     ) -> Self {
         let input = Zeroizing::new(Vec::with_capacity(BUFFER));
         Self {
@@ -64,6 +66,7 @@ impl Connection {
             input,
             facts,
             require,
+            reach,
         }
     }
 
@@ -202,6 +205,9 @@ impl Connection {
             let who = received.writer.unwrap_or(writer);
             let caller =
                 Caller::writer(who, received.pidfd, self.facts, self.require).map_err(gone)?;
+            if self.reach == Reach::Host && caller.is_nested() {
+                return Err(gone(PeerError::Namespace));
+            }
             if !self
                 .others
                 .iter()

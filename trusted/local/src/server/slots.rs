@@ -24,14 +24,10 @@ impl Slots {
     /// A place for a new connection. When the user or the socket is at its limit, a connection
     /// that is idle gives up its place; when none is, there is none.
     pub(super) fn take(&self, uid: u32, limits: &Limits, stream: &UnixStream) -> Option<Arc<Slot>> {
-        let (mine, all) = {
-            let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = || slots.iter().filter_map(Weak::upgrade);
-            (
-                open().filter(|slot| slot.uid == uid).count(),
-                open().count(),
-            )
-        };
+        let open = self.open();
+        let mine = open.iter().filter(|slot| slot.uid == uid).count();
+        let all = open.len();
+        drop(open);
         if mine >= limits.per_user {
             self.oldest_idle(Some(uid))?.end();
         } else if all >= limits.per_socket {
@@ -50,10 +46,8 @@ impl Slots {
 
     /// The connection, of this user or of anybody, that has been idle longest.
     pub(super) fn oldest_idle(&self, uid: Option<u32>) -> Option<Oldest> {
-        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        slots
-            .iter()
-            .filter_map(Weak::upgrade)
+        self.open()
+            .into_iter()
             .filter(|slot| uid.is_none_or(|uid| slot.uid == uid))
             .map(|slot| Oldest(slot.idle_since.load(Ordering::Relaxed), slot))
             .filter(|oldest| oldest.0 > 0)
@@ -62,11 +56,13 @@ impl Slots {
 
     /// Ends every connection.
     pub(super) fn end_all(&self) {
+        self.open().iter().for_each(|slot| slot.end());
+    }
+
+    /// All that are open. They are handed out of the lock: one that ends meanwhile takes it too.
+    fn open(&self) -> Vec<Arc<Slot>> {
         let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        slots
-            .iter()
-            .filter_map(Weak::upgrade)
-            .for_each(|slot| slot.end());
+        slots.iter().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -130,4 +126,35 @@ fn now() -> u64 {
     static FIRST: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     let elapsed = FIRST.get_or_init(Instant::now).elapsed();
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX - 1) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn connections_that_end_while_others_are_looked_at_do_not_hold_anybody_up() {
+        let slots = Slots::default();
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let limits = Limits {
+            per_user: usize::MAX,
+            per_socket: usize::MAX,
+            ..Limits::default()
+        };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..5_000 {
+                    drop(slots.take(0, &limits, &stream));
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            while !done.load(Ordering::Relaxed) {
+                drop(slots.oldest_idle(None));
+                slots.end_all();
+            }
+        });
+    }
 }
