@@ -9,6 +9,9 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 /// How long each of `times` exchanges took, in nanoseconds.
 ///
 /// # Errors
@@ -70,6 +73,35 @@ pub fn throughput(
             })
             .sum()
     })
+}
+
+/// Where a process and its threads may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On one core with everything else that takes part: whether two processes happen to share a
+    /// core decides by a factor of four how long a wake-up takes, and nothing about our code.
+    OneCore,
+    /// On every core.
+    EveryCore,
+}
+
+/// Puts every thread of a process there; those it makes later follow.
+///
+/// # Errors
+/// When the process is gone or not ours.
+pub fn place(process: u32, place: Place) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    let count = match place {
+        Place::OneCore => 1,
+        Place::EveryCore => CpuSet::MAX_CPU,
+    };
+    (0..count).for_each(|core| set.set(core));
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
+        let number = thread.file_name().to_string_lossy().parse().ok();
+        // A thread that has ended meanwhile needs no place.
+        let _ = sched_setaffinity(number.and_then(Pid::from_raw), &set);
+    }
+    Ok(())
 }
 
 /// A request as our own client would write it.

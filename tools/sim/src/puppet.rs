@@ -13,7 +13,7 @@ use contract::bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::load;
+use crate::load::{self, Place};
 
 /// Who a puppet is.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -131,6 +131,11 @@ fn act(order: &Order) -> io::Result<Reply> {
     if let Some(repeat) = order.repeat {
         let (socket, send) = (order.socket.as_ref(), &order.send.0);
         let mut reply = Reply::default();
+        let place = match repeat.connections {
+            0 => Place::OneCore,
+            _ => Place::EveryCore,
+        };
+        load::place(std::process::id(), place)?;
         if repeat.connections > 0 {
             let time = Duration::from_millis(repeat.millis);
             reply.rate = load::throughput(socket, send, repeat.connections, time)?;

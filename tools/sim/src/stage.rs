@@ -325,6 +325,8 @@ impl Stage {
                 io::Error::other(format!("{} is not built: {cause}", from.display()))
             })?;
             fs::set_permissions(&to, fs::Permissions::from_mode(0o755))?;
+            // Pages of a program that are not yet on disk would count as its own dirty memory.
+            File::open(&to)?.sync_all()?;
         }
         Ok(())
     }

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::floor::{self, Bare};
 use super::{Effort, Failure, Figure, Row, median};
-use crate::load;
+use crate::load::{self, Place};
 use crate::puppet::{Hello, Order, Puppet, Repeat};
-use crate::stage::{MODULE, Stage};
+use crate::stage::{DAEMONS, MODULE, Stage};
 
 const VERSION: &str = "?api-version=2020-09-01";
 const RUNTIME: &str = "?api-version=2020-07-07";
@@ -24,6 +24,8 @@ pub struct Road<'a> {
     pub stage: &'a Stage,
     /// The floor's socket.
     pub floor: &'a Path,
+    /// The floor's process.
+    pub floor_process: u32,
     /// A process of the host.
     pub host: &'a mut Puppet,
     /// The bare operations.
@@ -359,6 +361,16 @@ impl Road<'_> {
         Ok(median(&mut reply.nanos) / 1e3)
     }
 
+    fn place(&self, place: Place) -> Result<(), Failure> {
+        load::place(self.floor_process, place)?;
+        for daemon in DAEMONS {
+            if let Some(process) = self.stage.pid(daemon) {
+                load::place(process, place)?;
+            }
+        }
+        Ok(())
+    }
+
     fn throughput(
         &mut self,
         what: &str,
@@ -373,6 +385,7 @@ impl Road<'_> {
             connections,
             millis: self.effort.millis,
         };
+        self.place(Place::EveryCore)?;
         let echo = floor::request(send);
         let (mut ours, mut floors) = (Vec::new(), Vec::new());
         let cores = f64::from(u32::try_from(super::weight::cores()).unwrap_or(1));

@@ -34,6 +34,13 @@ pub fn machine() -> String {
     )
 }
 
+/// What else runs: the load of the last minute, as the kernel says it.
+#[must_use]
+pub fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("unknown").to_owned()
+}
+
 /// From a process's start to its first answer. The last start is left running.
 ///
 /// # Errors

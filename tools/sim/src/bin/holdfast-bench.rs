@@ -11,6 +11,7 @@ use std::time::Duration;
 use sim::bench::floor::{self, Bare};
 use sim::bench::road::Road;
 use sim::bench::{Effort, Failure, Row, table, weight};
+use sim::load::{self, Place};
 use sim::stage::{Plan, Stage, programs};
 
 /// Connections a user may have: the load needs more than the ten of the default.
@@ -84,8 +85,11 @@ fn measure(effort: Effort) -> Result<(), Failure> {
     let mut out = std::io::stdout();
     writeln!(
         out,
-        "Machine: {}. {} rounds of {} requests, {} connections allowed per user.\n",
+        "Machine: {}; load {} at the start. {} rounds of {} requests, {} connections allowed per \
+         user.\n\
+         One request at a time: everything on one core. Rates: on all of them.\n",
         weight::machine(),
+        weight::load(),
         effort.rounds,
         effort.requests,
         CONNECTIONS
@@ -113,10 +117,12 @@ fn unprovisioned(programs: &Path, effort: Effort) -> Result<Vec<Row>, Failure> {
     let floor = Floor::start("--floor", &echo)?;
     let other = Floor::start("--least", &least)?;
     open(&least)?;
+    load::place(other.0.id(), Place::OneCore)?;
     let bare = Bare::measure(&stage.path("log"))?;
     let mut road = Road {
         stage: &stage,
         floor: &echo,
+        floor_process: floor.0.id(),
         host: &mut host,
         bare,
         effort,
@@ -146,11 +152,12 @@ fn manual(programs: &Path, effort: Effort) -> Result<Vec<Row>, Failure> {
     })?;
     let mut host = stage.host_puppet(false)?;
     let echo = stage.path("echo.sock");
-    let _floor = Floor::start("--floor", &echo)?;
+    let floor = Floor::start("--floor", &echo)?;
     let bare = Bare::measure(&stage.path("log"))?;
     let mut road = Road {
         stage: &stage,
         floor: &echo,
+        floor_process: floor.0.id(),
         host: &mut host,
         bare,
         effort,
