@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::log;
 pub use crate::os::landlock::Access;
@@ -92,6 +92,9 @@ fn parse(
     Ok((daemon, parent))
 }
 
+/// Descriptors a daemon may have: more than all connections of all its threads can hold.
+const FILES: u64 = 16_384;
+
 fn prepare_process(parent: Option<i32>) -> Result<(), StartError> {
     let step = |step| move |cause: io::Error| StartError::Prepare { step, cause };
     // A file opened on number 0 to 2 would receive what is printed.
@@ -109,6 +112,14 @@ fn prepare_process(parent: Option<i32>) -> Result<(), StartError> {
         maximum: Some(0),
     };
     setrlimit(Resource::Core, none).map_err(|e| step("forbid core dumps")(e.into()))?;
+    // Connections hold a few descriptors each; what the starter left as a soft limit is too few.
+    let files = getrlimit(Resource::Nofile);
+    let most = files.maximum.unwrap_or(FILES).min(FILES);
+    let files = Rlimit {
+        current: Some(most),
+        maximum: files.maximum,
+    };
+    setrlimit(Resource::Nofile, files).map_err(|e| step("raise the limit of files")(e.into()))?;
     process::no_new_privileges().map_err(step("forbid new privileges"))?;
     process::no_dumps().map_err(step("forbid dumps"))?;
     if let Some(parent) = parent {

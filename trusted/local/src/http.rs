@@ -347,7 +347,7 @@ fn read_chunks(input: &[u8], limit: usize) -> Result<BodyState, HttpError> {
         let text = std::str::from_utf8(text).map_err(|_| bad)?;
         let size = usize::from_str_radix(text, 16).map_err(|_| bad)?;
         at += end + 2;
-        if body.len() + size > limit {
+        if size > limit - body.len() {
             return Err(HttpError::BodyTooLong);
         }
         let Some(tail) = input.get(at + size..at + size + 2) else {

@@ -20,6 +20,10 @@ pub struct KernelFacts {
     pub peer_pidfd: bool,
     /// Facts by process descriptor (Linux 6.13).
     pub pidfd_info: bool,
+    /// A socket can refuse descriptors that a peer sends along (Linux 6.16).
+    pub refuses_descriptors: bool,
+    /// Process descriptors have an inode of their own (Linux 6.9).
+    pub own_inode: bool,
 }
 
 impl KernelFacts {
@@ -27,16 +31,20 @@ impl KernelFacts {
     pub const OLD: Self = Self {
         peer_pidfd: false,
         pidfd_info: false,
+        refuses_descriptors: false,
+        own_inode: false,
     };
 
     /// Asks the running kernel.
     #[must_use]
     pub fn probe() -> Self {
-        let pair = std::os::unix::net::UnixStream::pair();
-        let peer = pair
-            .ok()
-            .and_then(|(ours, _theirs)| socket::peer_pidfd(&ours).ok());
+        let pair = std::os::unix::net::UnixStream::pair().ok();
+        let ours = pair.as_ref().map(|(ours, _theirs)| ours);
+        let peer = ours.and_then(|ours| socket::peer_pidfd(ours).ok());
+        let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
         Self {
+            refuses_descriptors: ours.is_some_and(|ours| socket::refuse_descriptors(ours).is_ok()),
+            own_inode: own.is_ok_and(|fd| pidfd::has_own_inode(&fd)),
             peer_pidfd: peer.is_some(),
             pidfd_info: peer.is_some_and(|fd| pidfd::info(&fd).is_ok()),
         }
@@ -77,6 +85,9 @@ pub enum PeerError {
     /// The number the kernel knows differs from the one on the socket.
     #[error("the calling process is not the one that the socket names")]
     Mismatch,
+    /// This daemon has no descriptor left to hold it by; it says nothing about the peer (A37).
+    #[error("this daemon is out of descriptors")]
+    Full,
     /// Anything else.
     #[error("asking the kernel for the calling process failed")]
     Kernel(#[source] io::Error),
@@ -87,7 +98,7 @@ pub enum PeerError {
 pub struct Caller {
     credentials: Credentials,
     pidfd: OwnedFd,
-    inode: u64,
+    inode: Option<u64>,
     proof: Proof,
     facts: KernelFacts,
 }
@@ -108,7 +119,10 @@ impl Caller {
         }
         // Descriptor first: whatever is read afterwards is checked against it. An error here means
         // that the peer is gone, never that the fallback should be tried.
-        let pidfd = socket::peer_pidfd(&socket).map_err(|_| PeerError::Gone)?;
+        let pidfd = socket::peer_pidfd(&socket).map_err(|error| match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => PeerError::Full,
+            _ => PeerError::Gone,
+        })?;
         let credentials = socket::peer_credentials(&socket).map_err(PeerError::Kernel)?;
         Self::by_descriptor(credentials, pidfd, facts)
     }
@@ -148,7 +162,7 @@ impl Caller {
                 Err(_) => return Err(PeerError::Gone),
             }
         }
-        let inode = pidfd::inode(&pidfd).map_err(PeerError::Kernel)?;
+        let inode = inode(&pidfd, facts)?;
         let caller = Self {
             credentials,
             pidfd,
@@ -184,7 +198,7 @@ impl Caller {
         if !owner.is_some_and(|o| o.st_uid == credentials.uid || o.st_uid == 0) {
             return Err(PeerError::Mismatch);
         }
-        let inode = pidfd::inode(&pidfd).map_err(PeerError::Kernel)?;
+        let inode = inode(&pidfd, facts)?;
         let caller = Self {
             credentials,
             pidfd,
@@ -223,27 +237,17 @@ impl Caller {
         self.pidfd.as_fd()
     }
 
-    /// Unique to this process for as long as the system runs: the key of caches (R9).
+    /// Unique to this process for as long as the system runs: the key of caches (R9). `None` where
+    /// the kernel has no such number; nothing may be remembered of the process then.
     #[must_use]
-    pub fn inode(&self) -> u64 {
+    pub fn inode(&self) -> Option<u64> {
         self.inode
     }
 
     /// Whether it lives in a pid namespace below ours, as every module does and no daemon.
-    ///
-    /// A process that `/proc` hides from us (`hidepid`) is not told apart: it has another user
-    /// then, and users are what policy judges.
     #[must_use]
     pub fn is_nested(&self) -> bool {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.credentials.pid));
-        let numbers = |status: &str| {
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix("NSpid:"))?;
-            Some(line.split_ascii_whitespace().count())
-        };
-        // Asked for last, as everywhere: a process that has exited since is refused in any case.
-        status.is_ok_and(|status| numbers(&status).is_some_and(|n| n > 1)) || !self.alive()
+        pidfd::is_nested(&self.pidfd)
     }
 
     /// How well it is proved.
@@ -267,6 +271,11 @@ impl Caller {
             None
         }
     }
+}
+
+fn inode(pidfd: &OwnedFd, facts: KernelFacts) -> Result<Option<u64>, PeerError> {
+    let inode = facts.own_inode.then(|| pidfd::inode(pidfd));
+    inode.transpose().map_err(PeerError::Kernel)
 }
 
 /// Field 22 of `/proc/PID/stat`: clock ticks from boot to start.

@@ -17,14 +17,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use contract::refusal::Refusal;
+use contract::audit::Event;
+use contract::refusal::{Class, Refusal};
 use rustix::event::epoll;
 use rustix::net::SocketFlags;
 
 use self::connection::Connection;
 pub use self::listener::Listener;
 use self::slots::{Slot, Slots};
-use crate::peer::{Caller, KernelFacts, Require};
+use crate::peer::{Caller, KernelFacts, PeerError, Require};
 use crate::routes::Service;
 
 /// What one socket allows (security.md section 7).
@@ -197,8 +198,9 @@ impl Server {
             if parked == 0 {
                 self.grow();
             }
-            if let Some((socket, connection)) = accepted {
-                connection.serve(&*socket.service, &socket.limits);
+            // From here on whatever this peer makes us wait for holds up nobody else.
+            if let Some((socket, stream)) = accepted {
+                self.serve(&socket, stream);
                 drop(socket);
                 self.ended.1.notify_one();
             }
@@ -229,7 +231,7 @@ impl Server {
     }
 
     /// Waits for one connection and takes it.
-    fn accept(&self) -> Option<(Arc<Socket>, Connection)> {
+    fn accept(&self) -> Option<(Arc<Socket>, UnixStream)> {
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
@@ -241,46 +243,51 @@ impl Server {
             Arc::clone(sockets.get(&id)?)
         };
         let flags = SocketFlags::CLOEXEC;
-        let stream = match rustix::net::accept_with(socket.listener.as_fd(), flags) {
-            Ok(stream) => UnixStream::from(stream),
+        match rustix::net::accept_with(socket.listener.as_fd(), flags) {
+            Ok(stream) => Some((socket, UnixStream::from(stream))),
             Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
-                // Accepting pauses; those who are connected are served, and one that ends wakes us.
-                let guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
-                let _ = self.ended.1.wait_timeout(guard, Duration::from_millis(200));
-                return None;
+                self.pause();
+                None
             }
-            Err(_) => return None,
-        };
+            Err(_) => None,
+        }
+    }
+
+    /// Out of descriptors: accepting pauses. Those who are connected are served, and one that ends
+    /// wakes us (A37).
+    fn pause(&self) {
+        let guard = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.ended.1.wait_timeout(guard, Duration::from_millis(200)));
+    }
+
+    /// Proves who connected, finds a place, and serves.
+    fn serve(&self, socket: &Arc<Socket>, stream: UnixStream) {
+        let service = &*socket.service;
         let caller = match Caller::connected(&stream, self.facts, self.require) {
             Ok(caller) => caller,
-            Err(_) => {
+            Err(PeerError::Full) => {
+                connection::refuse(&stream, 503, "out of descriptors");
+                return self.pause();
+            }
+            Err(error) => {
                 connection::refuse(&stream, 403, "forbidden");
-                return None;
+                let path = socket.listener.path().display();
+                return crate::log::warn(format_args!("{path}: {error}"));
             }
         };
         if socket.limits.reach == Reach::Host && caller.is_nested() {
             let stranger = Refusal::forbidden("a module has no business on this socket");
-            socket.service.refused(&caller, &stranger);
-            connection::refuse(&stream, 403, "forbidden");
-            return None;
+            service.refused(&caller, &stranger);
+            return connection::refuse(&stream, 403, "forbidden");
         }
-        match socket.slots.take(caller.uid(), &socket.limits, &stream) {
-            Some(slot) => Some((
-                Arc::clone(&socket),
-                Connection::new(
-                    stream,
-                    caller,
-                    slot,
-                    self.facts,
-                    self.require,
-                    socket.limits.reach,
-                ),
-            )),
-            None => {
-                connection::refuse(&stream, 429, "too many connections");
-                None
-            }
-        }
+        let Some(slot) = socket.slots.take(caller.uid(), &socket.limits, &stream) else {
+            let many = Refusal::new(Class::TooMany, "too many connections");
+            service.refused(&caller, &many.recorded_as(Event::InputLimit));
+            return connection::refuse(&stream, 429, "too many connections");
+        };
+        let reach = socket.limits.reach;
+        Connection::new(stream, caller, slot, self.facts, self.require, reach)
+            .serve(service, &socket.limits);
     }
 }
 

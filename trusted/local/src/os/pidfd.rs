@@ -88,7 +88,30 @@ pub fn alive(pidfd: impl AsFd) -> bool {
     )
 }
 
-/// The descriptor's inode: unique to the process, never reused while the system runs (K3).
+/// Whether the process lives in a pid namespace below ours, as every module does and no daemon.
+/// Our own table of descriptors is asked, which no mount option hides and no reuse of the number
+/// can fool; whatever it does not say plainly counts as below.
+#[must_use]
+pub fn is_nested(pidfd: impl AsFd) -> bool {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd());
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return true;
+    };
+    let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_none_or(|numbers| numbers.split_ascii_whitespace().count() != 1)
+}
+
+/// The number of the file system of process descriptors (Linux 6.9).
+const PIDFS_MAGIC: u64 = 0x5049_4446;
+
+/// Whether the descriptor's inode is the process's own: on older kernels all share one.
+#[must_use]
+pub fn has_own_inode(pidfd: impl AsFd) -> bool {
+    rustix::fs::fstatfs(pidfd).is_ok_and(|fs| u64::try_from(fs.f_type) == Ok(PIDFS_MAGIC))
+}
+
+/// The descriptor's inode: unique to the process, never reused while the system runs (K3),
+/// where [`has_own_inode`] says so.
 ///
 /// # Errors
 /// As the kernel says.

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use super::check;
 
+const SO_PASSRIGHTS: libc::c_int = 83;
 const SO_PASSPIDFD: libc::c_int = 76;
 const SO_PEERPIDFD: libc::c_int = 77;
 const SCM_PIDFD: libc::c_int = 4;
@@ -35,6 +36,10 @@ pub struct Received {
     /// The writer's process descriptor, where it was asked for and the kernel has it.
     pub pidfd: Option<OwnedFd>,
 }
+
+/// Room for credentials, one process descriptor, and the most descriptors a message may carry (253):
+/// what has no room the kernel closes for us, and a peer's socket may ask it to linger (A37).
+const CONTROL: usize = 1280;
 
 /// Whether a read takes the bytes or leaves them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,19 +116,39 @@ pub fn pass_pidfd(socket: impl AsFd) -> io::Result<()> {
     set(socket, SO_PASSPIDFD)
 }
 
-fn set(socket: impl AsFd, option: libc::c_int) -> io::Result<()> {
-    let one: libc::c_int = 1;
+fn set(socket: impl AsFd, name: libc::c_int) -> io::Result<()> {
+    option(socket, name, 1)
+}
+
+fn option(socket: impl AsFd, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the pointer is to a local of the size stated.
     check(unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            option,
-            (&raw const one).cast(),
+            name,
+            (&raw const value).cast(),
             socklen::<libc::c_int>(),
         )
     })
     .map(drop)
+}
+
+/// Refuses descriptors that a peer sends along, at the sender (Linux 6.16). Set it before `listen`.
+///
+/// # Errors
+/// `ENOPROTOOPT` without kernel support: [`receive`] then disarms and closes what comes.
+pub fn refuse_descriptors(socket: impl AsFd) -> io::Result<()> {
+    option(socket, SO_PASSRIGHTS, 0)
+}
+
+/// Takes what is left in a socket that is about to be closed, as [`receive`] does, and lets nothing
+/// more come. Else the kernel would close a peer's descriptors for us, and wait as they ask.
+pub fn drain(socket: impl AsFd) {
+    let socket = socket.as_fd();
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+    let mut rest = [0; 4096];
+    while receive(socket, &mut rest, Read::Take).is_ok_and(|received| received.length > 0) {}
 }
 
 /// One read with its writer. Descriptors that a peer sends along are closed at once.
@@ -132,8 +157,8 @@ fn set(socket: impl AsFd, option: libc::c_int) -> io::Result<()> {
 /// `EAGAIN` after the socket's receive timeout, else as the kernel says.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8], read: Read) -> io::Result<Received> {
     #[repr(align(8))]
-    struct Control([u8; 128]);
-    let mut control = Control([0; 128]);
+    struct Control([u8; CONTROL]);
+    let mut control = Control([0; CONTROL]);
     let mut slice = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),
@@ -181,13 +206,31 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], read: Read) -> io::Result<R
                 (libc::SOL_SOCKET, SCM_PIDFD) => {
                     received.pidfd = descriptors(data, size).next();
                 }
-                (libc::SOL_SOCKET, libc::SCM_RIGHTS) => descriptors(data, size).for_each(drop),
+                (libc::SOL_SOCKET, libc::SCM_RIGHTS) => descriptors(data, size).for_each(discard),
                 _ => {}
             }
             header = libc::CMSG_NXTHDR(&raw const message, header);
         }
     }
     Ok(received)
+}
+
+/// Closes a stranger's descriptor without waiting for what it may have to say.
+fn discard(fd: OwnedFd) {
+    let none = libc::linger {
+        l_onoff: 0,
+        l_linger: 0,
+    };
+    // SAFETY: the pointer is to a local of the size stated. What is no socket refuses it.
+    unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const none).cast(),
+            socklen::<libc::linger>(),
+        );
+    }
 }
 
 /// The descriptors in one control message.

@@ -19,6 +19,9 @@ use crate::routes::{Answer, Service, message};
 /// Room for a usual request; longer ones grow up to the endpoint's limit.
 const BUFFER: usize = 8 * 1024;
 
+/// Most processes that may write parts of one request; each holds a descriptor of ours.
+const WRITERS: usize = 8;
+
 /// A connection with its connector and whoever else has written.
 pub(super) struct Connection {
     stream: UnixStream,
@@ -38,6 +41,8 @@ enum End {
     Quiet,
     /// An answer, then close.
     Answer(u16, String),
+    /// Over a limit of this server.
+    Limit(&'static str),
     /// A writer that cannot be proved.
     Peer(PeerError),
 }
@@ -82,18 +87,28 @@ impl Connection {
         loop {
             match self.one(service, limits) {
                 Ok(()) => {}
-                Err(End::Quiet) => return,
+                Err(End::Quiet) => break,
                 Err(End::Answer(status, text)) => {
+                    service.refused(&self.connector, &refusal(status, &text));
                     let _ = self.write(status, Some(&message(&text)), true, limits);
-                    return;
+                    break;
+                }
+                Err(End::Limit(what)) => {
+                    let limit = Refusal::forbidden(what).recorded_as(Event::InputLimit);
+                    service.refused(&self.connector, &limit);
+                    let _ = self.write(403, Some(&message("forbidden")), true, limits);
+                    break;
                 }
                 Err(End::Peer(error)) => {
                     let stale = Refusal::forbidden(error).recorded_as(Event::PeerStale);
                     service.refused(&self.connector, &stale);
                     let _ = self.write(403, Some(&message("forbidden")), true, limits);
-                    return;
+                    break;
                 }
             }
+        }
+        if !self.facts.refuses_descriptors {
+            socket::drain(&self.stream);
         }
     }
 
@@ -208,11 +223,11 @@ impl Connection {
             if self.reach == Reach::Host && caller.is_nested() {
                 return Err(gone(PeerError::Namespace));
             }
-            if !self
-                .others
-                .iter()
-                .any(|other| other.inode() == caller.inode())
-            {
+            let known = |other: &Caller| other.inode().is_some() && other.inode() == caller.inode();
+            if !self.others.iter().any(known) {
+                if self.others.len() >= WRITERS {
+                    return Err(Take::End(End::Limit("too many writers")));
+                }
                 self.others.push(caller);
             }
         }
@@ -315,6 +330,15 @@ fn response(status: u16, body: Option<&[u8]>, close: bool) -> Zeroizing<Vec<u8>>
     out
 }
 
+/// What the audit log hears of a request that was refused before anybody looked at it.
+fn refusal(status: u16, text: &str) -> Refusal {
+    let event = match status {
+        400 | 417 => Event::HttpAmbiguous,
+        _ => Event::InputLimit,
+    };
+    Refusal::new(Class::BadRequest, text).recorded_as(event)
+}
+
 /// Answers a connection that gets no place. What it has sent is read away first: closing on unread
 /// bytes would take the answer from it.
 pub(super) fn refuse(stream: &UnixStream, status: u16, text: &str) {
@@ -322,5 +346,5 @@ pub(super) fn refuse(stream: &UnixStream, status: u16, text: &str) {
     let _ = socket::receive(stream, &mut rest, Read::Take);
     let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
     let _ = { stream }.write_all(&response(status, Some(&message(text)), true));
-    let _ = stream.shutdown(std::net::Shutdown::Write);
+    socket::drain(stream);
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -18,6 +19,9 @@ pub struct Listener {
     path: PathBuf,
     inode: u64,
 }
+
+/// Held while the umask is off.
+static BINDING: Mutex<()> = Mutex::new(());
 
 /// Connections that may wait for a thread.
 const BACKLOG: i32 = 128;
@@ -52,16 +56,23 @@ impl Listener {
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         socket::pass_credentials(&socket)?;
-        // The file takes its mode from the socket's own, less the umask; the name is ours alone
-        // until the rename. Through the descriptor no path is too long for a socket address.
+        // Older kernels let them come; they are disarmed and closed as they do.
+        let _ = socket::refuse_descriptors(&socket);
+        // The file takes its mode from the socket's own, less the umask, which is the whole
+        // process's: one at a time. Files are made with modes of their own and do not need it.
+        // Through the descriptor no path is too long for a socket address.
         let temporary = format!(".{name}.new");
         let _ = rustix::fs::unlinkat(&folder, &temporary, rustix::fs::AtFlags::empty());
         rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
-        let umask = rustix::process::umask(Mode::empty());
         let through = format!("/proc/self/fd/{}/{temporary}", raw(&folder));
-        let bound = SocketAddrUnix::new(through.as_str())
-            .and_then(|address| rustix::net::bind(&socket, &address));
-        rustix::process::umask(umask);
+        let address = SocketAddrUnix::new(through.as_str())?;
+        let bound = {
+            let _one = BINDING.lock().unwrap_or_else(PoisonError::into_inner);
+            let umask = rustix::process::umask(Mode::empty());
+            let bound = rustix::net::bind(&socket, &address);
+            rustix::process::umask(umask);
+            bound
+        };
         bound?;
         rustix::net::listen(&socket, BACKLOG)?;
         rustix::fs::renameat(&folder, &temporary, &folder, name)?;

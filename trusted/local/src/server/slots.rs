@@ -9,7 +9,11 @@ use super::Limits;
 
 /// The open connections of one socket.
 #[derive(Default)]
-pub(super) struct Slots(Arc<Mutex<Vec<Weak<Slot>>>>);
+pub(super) struct Slots {
+    all: Arc<Mutex<Vec<Weak<Slot>>>>,
+    /// Held from counting to taking, so that nobody gets in between.
+    taking: Mutex<()>,
+}
 
 /// One connection's place; it is free again when this is dropped.
 pub(super) struct Slot {
@@ -24,6 +28,7 @@ impl Slots {
     /// A place for a new connection. When the user or the socket is at its limit, a connection
     /// that is idle gives up its place; when none is, there is none.
     pub(super) fn take(&self, uid: u32, limits: &Limits, stream: &UnixStream) -> Option<Arc<Slot>> {
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let open = self.open();
         let mine = open.iter().filter(|slot| slot.uid == uid).count();
         let all = open.len();
@@ -37,9 +42,9 @@ impl Slots {
             uid,
             stream: stream.try_clone().ok()?,
             idle_since: AtomicU64::new(0),
-            all: Arc::downgrade(&self.0),
+            all: Arc::downgrade(&self.all),
         });
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         slots.push(Arc::downgrade(&slot));
         Some(slot)
     }
@@ -61,7 +66,7 @@ impl Slots {
 
     /// All that are open. They are handed out of the lock: one that ends meanwhile takes it too.
     fn open(&self) -> Vec<Arc<Slot>> {
-        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         slots.iter().filter_map(Weak::upgrade).collect()
     }
 }
