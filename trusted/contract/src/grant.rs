@@ -79,9 +79,14 @@ pub struct Grant {
     pub processes: Option<u32>,
     /// Most bytes of data memory for each of its processes.
     pub process_memory: Option<u64>,
+    /// Most bytes of one file that it writes, its log included.
+    pub file_size: u64,
     /// What of the network it sees.
     pub network: Network,
 }
+
+/// Without a line in the grant: enough for a log, too little to fill a disk with it.
+const FILE_SIZE: u64 = 64 << 20;
 
 /// The file as written. Unknown keys are refused and the known ones named (R78).
 #[derive(Deserialize)]
@@ -101,6 +106,7 @@ struct GrantFile {
     execute: Vec<String>,
     processes: Option<u32>,
     process_memory: Option<u64>,
+    file_size: Option<u64>,
     #[serde(default)]
     network: Network,
 }
@@ -134,6 +140,7 @@ impl TryFrom<GrantFile> for Grant {
             execute: file.execute,
             processes: file.processes,
             process_memory: file.process_memory,
+            file_size: file.file_size.unwrap_or(FILE_SIZE),
             network: file.network,
         })
     }

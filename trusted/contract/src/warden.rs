@@ -320,6 +320,8 @@ flags!(
     /// It does not lie on the mount that is the process's root. True also for the program that
     /// warden itself started from a descriptor: compare [`Executable`] first.
     OTHER_MOUNT = 2,
+    /// No program that warden has started: its bytes were not read, and the digest is all zeros.
+    NOT_READ = 3,
 );
 
 /// Why not, and a sentence for the log.

@@ -1,6 +1,6 @@
 //! SHA-256 of programs, by descriptor, remembered while the file stays the same.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -50,15 +50,43 @@ impl Stamp {
     }
 }
 
-/// Digests already taken.
+/// Digests already taken, and the files that warden has started.
 #[derive(Default)]
 pub(crate) struct Digests {
     known: HashMap<Stamp, [u8; 32]>,
+    started: HashSet<(u64, u64)>,
 }
 
 impl Digests {
-    /// Measures the program behind a descriptor.
-    pub(crate) fn measure(&mut self, file: &File) -> Result<(Executable, Stamp), DigestError> {
+    /// Measures a program that is about to be started; its file is read for callers from now on.
+    pub(crate) fn measure_granted(
+        &mut self,
+        file: &File,
+    ) -> Result<(Executable, Stamp), DigestError> {
+        let (executable, stamp) = self.measure(file)?;
+        if self.started.len() >= MAX_REMEMBERED {
+            self.started.clear();
+        }
+        self.started.insert((stamp.dev, stamp.ino));
+        Ok((executable, stamp))
+    }
+
+    /// Measures the program of a caller; `None` for a file that warden has never started: it is
+    /// no module's program whatever its bytes, and reading what a stranger offers would let a large
+    /// file of theirs hold up everybody else.
+    pub(crate) fn measure_caller(
+        &mut self,
+        file: &File,
+    ) -> Result<(Executable, bool), DigestError> {
+        let Stamp { dev, ino, .. } = Stamp::of(file)?;
+        if self.started.contains(&(dev, ino)) {
+            return Ok((self.measure(file)?.0, true));
+        }
+        let digest = [0; 32];
+        Ok((Executable { dev, ino, digest }, false))
+    }
+
+    fn measure(&mut self, file: &File) -> Result<(Executable, Stamp), DigestError> {
         let stamp = Stamp::of(file)?;
         let digest = match self.known.get(&stamp) {
             Some(digest) => *digest,

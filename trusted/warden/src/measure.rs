@@ -184,8 +184,8 @@ fn executable(
         )
         .with(ExecutableFlags::DELETED, links == 0)
         .with(ExecutableFlags::OTHER_MOUNT, program_mount != root_mount);
-    let (executable, _) = digests.measure(&File::from(program))?;
-    Ok((executable, flags))
+    let (executable, read) = digests.measure_caller(&File::from(program))?;
+    Ok((executable, flags.with(ExecutableFlags::NOT_READ, !read)))
 }
 
 fn mount_id(fd: &OwnedFd) -> rustix::io::Result<u64> {

@@ -162,6 +162,7 @@ pub(crate) fn plan(
         (Resource::Core, Some(0)),
         (Resource::Nproc, grant.processes.map(u64::from)),
         (Resource::Data, grant.process_memory),
+        (Resource::Fsize, Some(grant.file_size)),
     ];
     Ok(Plan {
         namespaces,

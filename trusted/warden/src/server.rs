@@ -232,7 +232,8 @@ fn accept(listener: &Listener, allowed: &[u32]) -> Option<Channel> {
         }
         peer => peer.ok()?,
     };
-    if !allowed.contains(&uid) || !pidfd::alive(&peer) {
+    // Where modules share the callers' user, the namespace is what tells them apart.
+    if !allowed.contains(&uid) || pidfd::is_nested(&peer) || !pidfd::alive(&peer) {
         log::warn(format_args!("refused a caller with uid {uid}"));
         return None;
     }

@@ -52,15 +52,22 @@ pub(crate) fn wait() -> libc::c_int {
 pub(crate) fn reset() {
     // By the system call itself: the library keeps two signals from its callers, and those too
     // may have been ignored by whoever started warden.
-    let default = [0_u64; 4];
+    // First word 0 is the default action, 1 is to ignore. A file over its limit is an error to the
+    // module that writes it, not its end.
+    let (default, ignore) = ([0_u64; 4], [1_u64, 0, 0, 0]);
     for signal in 1..=64 {
-        // SAFETY: all-zero bytes, at least as many as the kernel's structure has, mean the
-        // default action; no old action is asked for; numbers that cannot be set are refused.
+        let action = if signal == libc::SIGXFSZ {
+            &ignore
+        } else {
+            &default
+        };
+        // SAFETY: at least as many bytes as the kernel's structure has; no old action is asked
+        // for; numbers that cannot be set are refused.
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
                 signal,
-                default.as_ptr(),
+                action.as_ptr(),
                 std::ptr::null_mut::<u8>(),
                 8_usize,
             )
