@@ -123,9 +123,11 @@ impl Registration {
         local::os::pidfd::alive(&self.pidfd)
     }
 
-    /// What is remembered of a process, by its descriptor's inode (R9).
+    /// What is remembered of a process, by its descriptor's inode (R9); nothing where the kernel
+    /// gives it none of its own.
     #[must_use]
-    pub fn known(&self, inode: u64) -> Option<Evidence> {
+    pub fn known(&self, inode: Option<u64>) -> Option<Evidence> {
+        let inode = inode?;
         self.seen
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -134,7 +136,8 @@ impl Registration {
     }
 
     /// Remembers a match. Refusals are not remembered: they are rare and may be mended.
-    pub fn remember(&self, inode: u64, evidence: Evidence) {
+    pub fn remember(&self, inode: Option<u64>, evidence: Evidence) {
+        let Some(inode) = inode else { return };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= REMEMBERED {
             seen.clear();

@@ -3,6 +3,8 @@
 //! The key is made here, given to the module, and forgotten. Names come from policy, never from
 //! the module alone (R57, P5): its own name, and those that the configuration gives it.
 
+use std::net::IpAddr;
+
 use contract::api::certificate::{Create, CreateRequest, Issuer};
 use contract::api::workload::{self as api, CertificateResponse, PrivateKey};
 use contract::audit::{Decision, Entry, Event};
@@ -29,6 +31,7 @@ pub fn identity(
     ask: Ask<api::IdentityCertificate>,
 ) -> Result<CertificateResponse, Refusal> {
     let name = ask.target;
+    let _turn = who.module.turn();
     let hub = socket.runtime.identity(&who.module)?.hub.clone();
     let mut params = CertificateParams::default();
     params
@@ -60,6 +63,7 @@ pub fn server(
 ) -> Result<CertificateResponse, Refusal> {
     let (name, generation) = ask.target;
     let runtime = &socket.runtime;
+    let _turn = who.module.turn();
     if runtime.identity(&who.module)?.generation != generation {
         return Err(Refusal::forbidden("the generation id is not the module's"));
     }
@@ -96,13 +100,17 @@ pub fn server(
     issue(runtime, &name, &id, params)
 }
 
-/// Whether a module may be called this (R57): by its own name, and as configured.
+/// Whether a module may be called this (R57): by its own name, and as configured. A name that reads
+/// as an address, or as this host's, says nothing of who has it.
 fn may_have(runtime: &Runtime, name: &ModuleName, wanted: &str) -> bool {
     let plain = name.plain();
     let given = runtime.config.server_names.get(plain);
+    let own = wanted == plain
+        && wanted.parse::<IpAddr>().is_err()
+        && (plain == "edgeHub" || !wanted.eq_ignore_ascii_case(&runtime.config.hostname));
     (1..=64).contains(&wanted.len())
         && !wanted.contains('*')
-        && (wanted == plain
+        && (own
             || (plain == "edgeHub" && wanted == runtime.config.hostname)
             || given.is_some_and(|names| names.iter().any(|one| one == wanted)))
 }

@@ -2,7 +2,7 @@
 //!
 //! Asked once per life of a module and kept; a signature then costs one call to `keyd`.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use contract::api::identity::{
     AziotIdentity, CreateModule, CreateModuleRequest, Identity as Wire, IdentityKind, OneModule,
@@ -22,6 +22,9 @@ use crate::runtime::Runtime;
 
 /// The key under all module keys of a device without a hub.
 const LOCAL_MASTER: &str = "holdfast_module_master_id";
+
+/// Its record.
+const COUNTS: &str = "generations";
 
 /// How often each module has been created on this device, when no hub counts.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -90,13 +93,7 @@ impl Runtime {
     }
 
     fn local_identity(&self, name: &ModuleName) -> Result<Identity, Refusal> {
-        let counts = records::read::<Counts>(&self.store, "generations");
-        let mut counts = counts
-            .map_err(Refusal::internal)?
-            .map(|found| found.0)
-            .unwrap_or_default();
-        let count = *counts.0.entry(name.plain().to_owned()).or_insert(1);
-        records::write(&self.store, "generations", &counts).map_err(Refusal::internal)?;
+        let count = self.generation_of(name)?;
         let generation = Generation::new(count.to_string()).map_err(Refusal::internal)?;
         let request = CreateKeyRequest {
             key_id: KeyId::new(LOCAL_MASTER).map_err(Refusal::internal)?,
@@ -127,21 +124,40 @@ impl Runtime {
         })
     }
 
+    fn generation_of(&self, name: &ModuleName) -> Result<u64, Refusal> {
+        let _one = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts()?;
+        if let Some(count) = counts.0.get(name.plain()) {
+            return Ok(*count);
+        }
+        counts.0.insert(name.plain().to_owned(), 1);
+        records::write(&self.store, COUNTS, &counts).map_err(Refusal::internal)?;
+        Ok(1)
+    }
+
     /// The next creation of a module of this name is another generation.
     ///
     /// # Errors
     /// When that cannot be recorded.
     pub fn end_local_generation(&self, name: &ModuleName) -> Result<(), Refusal> {
-        let Some((mut counts, _)) =
-            records::read::<Counts>(&self.store, "generations").map_err(Refusal::internal)?
-        else {
+        let _one = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts()?;
+        let Some(count) = counts.0.get_mut(name.plain()) else {
             return Ok(());
         };
-        if let Some(count) = counts.0.get_mut(name.plain()) {
-            *count += 1;
-            records::write(&self.store, "generations", &counts).map_err(Refusal::internal)?;
-        }
-        Ok(())
+        *count += 1;
+        records::write(&self.store, COUNTS, &counts).map_err(Refusal::internal)
+    }
+
+    fn counts(&self) -> Result<Counts, Refusal> {
+        let found = records::read::<Counts>(&self.store, COUNTS).map_err(Refusal::internal)?;
+        Ok(found.map(|(counts, _)| counts).unwrap_or_default())
     }
 }
 

@@ -48,7 +48,7 @@ fn failed(error: &dyn std::error::Error, code: u8) -> ExitCode {
 fn serve(config: Config, uid: u32) -> Result<(), Box<dyn std::error::Error>> {
     let home = config.homedir.clone();
     let dir = |name: &str| Dir::open_or_create(&home.join(name), Rules::private(uid));
-    for (name, mode) in [("mnt", 0o755), ("logs", 0o750)] {
+    for (name, mode) in [("mnt", 0o700), ("logs", 0o750)] {
         open_folder(&home.join(name), mode)?;
     }
     let clock = Clock::open(Some(dir("state")?))?;

@@ -1,7 +1,7 @@
 //! One module: what it is, whether it runs, and its identity while it does.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -48,6 +48,10 @@ pub struct Module {
     sockets: Mutex<Vec<SocketId>>,
     /// An operator stopped it; the watchdog leaves it so.
     halted: AtomicBool,
+    /// When its identity was last asked for again, in monotonic milliseconds.
+    renewed: AtomicI64,
+    /// Its requests in flight at the services behind us.
+    turns: (Mutex<usize>, Condvar),
     /// Whether its process may run already, although nobody has registered it yet.
     starting: (Mutex<bool>, Condvar),
 }
@@ -64,6 +68,26 @@ impl Drop for Starting<'_> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = false;
         self.0.starting.1.notify_all();
+    }
+}
+
+/// Most requests of one module in flight at the services behind us.
+const TURNS: usize = 2;
+/// Between two renewals of an identity, in milliseconds.
+const RENEW: i64 = 5_000;
+
+/// A request in flight.
+pub struct Turn<'a>(&'a Module);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self
+            .0
+            .turns
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.turns.1.notify_one();
     }
 }
 
@@ -125,6 +149,8 @@ impl Module {
             history: Mutex::new(History::default()),
             sockets: Mutex::new(Vec::new()),
             halted: AtomicBool::new(false),
+            renewed: AtomicI64::new(i64::MIN),
+            turns: (Mutex::new(0), Condvar::new()),
             starting: (Mutex::new(false), Condvar::new()),
         }
     }
@@ -209,6 +235,27 @@ impl Module {
             .identity
             .write()
             .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether its identity may be asked for again now: wrong generations must not let a module
+    /// drive the services behind us.
+    #[must_use]
+    pub fn may_renew(&self, now: i64) -> bool {
+        let last = self.renewed.load(Ordering::Relaxed);
+        let due = last == i64::MIN || now - last >= RENEW;
+        due && self
+            .renewed
+            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Waits for its turn; the request is in flight while the turn lives (R14, P9).
+    #[must_use]
+    pub fn turn(&self) -> Turn<'_> {
+        let flying = self.turns.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.turns.1.wait_while(flying, |flying| *flying >= TURNS);
+        *waited.unwrap_or_else(PoisonError::into_inner) += 1;
+        Turn(self)
     }
 
     /// Its listening sockets, handed over.

@@ -91,6 +91,12 @@ pub fn update(
     let runtime = &socket.runtime;
     let old = changeable(find(runtime, &ask.target.name, "stop")?)?;
     let module = checked(runtime, ask.body)?;
+    if !module.name.same_module(&old.name) {
+        return Err(Refusal::new(
+            Class::BadRequest,
+            "module name in spec does not match URI",
+        ));
+    }
     runtime.record(&who.to_string(), "update", old.name.plain())?;
     let echo = module.spec.clone();
     if old.name.plain() == "edgeAgent" {
@@ -256,14 +262,8 @@ fn changeable(module: Arc<Module>) -> Result<Arc<Module>, Refusal> {
 
 fn add(runtime: &Runtime, module: Module) -> Result<Arc<Module>, Refusal> {
     let module = runtime.add(module)?;
-    let stored = Stored {
-        spec: module.spec.clone(),
-    };
-    if let Err(error) = records::write(&runtime.store, &record(&module.name), &stored) {
-        // What cannot be recorded did not happen.
-        runtime.remove(&module);
-        return Err(failed("record", &module, &error));
-    }
+    // What cannot be recorded did not happen.
+    store(runtime, &module).inspect_err(|_| runtime.remove(&module))?;
     Ok(module)
 }
 
@@ -279,14 +279,27 @@ fn remove(runtime: &Runtime, module: &Module) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The new spec is on disk before the old module ends, so that no failure leaves none.
 fn replace(
     runtime: &Arc<Runtime>,
     old: &Arc<Module>,
     new: Module,
     start: bool,
 ) -> Result<Arc<Module>, Refusal> {
-    remove(runtime, old)?;
-    let module = add(runtime, new)?;
+    let module = {
+        let _work = old.work.lock().unwrap_or_else(PoisonError::into_inner);
+        if !runtime.has(old) {
+            let text = format!(
+                "runtime operation error: stop module {:?}",
+                old.name.plain()
+            );
+            return Err(Refusal::new(Class::NotFound, text));
+        }
+        store(runtime, &new)?;
+        runtime.stop(old)?;
+        runtime.remove(old);
+        runtime.add(new)?
+    };
     if start {
         let _work = module.work.lock().unwrap_or_else(PoisonError::into_inner);
         // The compatible answer is the module all the same; its state tells.
@@ -298,6 +311,14 @@ fn replace(
         }
     }
     Ok(module)
+}
+
+fn store(runtime: &Runtime, module: &Module) -> Result<(), Refusal> {
+    let stored = Stored {
+        spec: module.spec.clone(),
+    };
+    records::write(&runtime.store, &record(&module.name), &stored)
+        .map_err(|error| failed("record", module, &error))
 }
 
 fn record(name: &ModuleName) -> String {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use contract::audit::{Decision, Entry, Event};
@@ -36,7 +36,8 @@ use crate::module::Module;
 pub const INSIDE: &str = "/run/iotedge";
 /// How long a module may take to end when it is asked to.
 const GRACE: Duration = Duration::from_secs(10);
-/// A module's output is cut to this when it starts.
+/// A module's output is dropped when it has grown to this: at its start, and once a minute. In
+/// between the size limit of its grant holds (A88).
 const LOG: u64 = 1024 * 1024;
 
 /// Everything the handlers share.
@@ -61,6 +62,8 @@ pub struct Runtime {
     pub server: Arc<Server>,
     /// By plain name.
     modules: RwLock<BTreeMap<String, Arc<Module>>>,
+    /// Held while the counts of module generations are changed.
+    pub generations: Mutex<()>,
     /// Readable when a module has started or ended.
     changes: OwnedFd,
 }
@@ -98,6 +101,7 @@ impl Runtime {
             store: parts.store,
             server: parts.server,
             modules: RwLock::new(BTreeMap::new()),
+            generations: Mutex::new(()),
             changes: eventfd(0, flags)?,
         })
     }
@@ -167,6 +171,10 @@ impl Runtime {
         })?;
         let evidence = attest::judge(&registration.facts, &seen, module.strictness)
             .map_err(Refusal::forbidden)?;
+        // A namespace's number may be given out again once the module is gone.
+        if !registration.alive() {
+            return Err(Refusal::forbidden("the module ended meanwhile"));
+        }
         if caller.proof() == Proof::Weak {
             // R1: every decision on weaker proof says so; the log counts them.
             let who = format!("module:{}", module.name.plain());
@@ -208,6 +216,14 @@ impl Runtime {
             })
     }
 
+    /// Whether this is the module of its name still: it may have been removed while somebody waited
+    /// for its `work` lock.
+    #[must_use]
+    pub fn has(&self, module: &Arc<Module>) -> bool {
+        self.module(&module.name)
+            .is_some_and(|now| Arc::ptr_eq(&now, module))
+    }
+
     /// Starts a module; fine when it runs. Hold its `work` lock.
     ///
     /// # Errors
@@ -218,6 +234,13 @@ impl Runtime {
             .is_some_and(|registration| registration.alive())
         {
             return Ok(());
+        }
+        if !self.has(module) {
+            let text = format!(
+                "runtime operation error: start module {:?}",
+                module.name.plain()
+            );
+            return Err(Refusal::new(Class::NotFound, text));
         }
         self.listen(module)?;
         let identity = self.identity(module)?;
@@ -404,6 +427,12 @@ impl Runtime {
             file.set_len(0)?;
         }
         Ok(file.into())
+    }
+
+    /// Drops a module's output once there is too much of it; the module appends on.
+    pub fn bound_log(&self, module: &Module) {
+        // What cannot be opened cannot grow through us either.
+        drop(self.log_file(module));
     }
 
     fn env(

@@ -88,6 +88,9 @@ pub fn run(runtime: &Arc<Runtime>) {
         if let Err(error) = runtime.audit.settle(&runtime.clock.now()) {
             log::failure(log::Level::Error, &error);
         }
+        for module in runtime.modules() {
+            runtime.bound_log(&module);
+        }
         signed |= witness::sign_heads(runtime, !signed);
         wait(runtime, &running, wake - runtime.clock.now().monotonic_ms);
     }

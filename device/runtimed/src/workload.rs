@@ -188,8 +188,9 @@ fn bundle(runtime: &Runtime, id: &CertId) -> Result<String, CallError> {
     Ok(runtime.certs.call::<certificate::Read>(id, &Empty)?.pem)
 }
 
-/// Runs something with the module's identity. The generation must be the present one. A handle
-/// that `keyd` no longer takes is asked for once more: the module may have been created anew.
+/// Runs something with the module's identity. The generation must be the present one. A kept
+/// identity that does not fit, or whose handle `keyd` no longer takes, is asked for once more: the
+/// module may have been created anew.
 fn with_identity<T>(
     socket: &WorkloadSocket,
     who: &Member,
@@ -197,29 +198,25 @@ fn with_identity<T>(
     run: impl Fn(&Runtime, &Identity) -> Result<T, CallError>,
 ) -> Result<T, Refusal> {
     let (runtime, module): (&Runtime, &Module) = (&socket.runtime, &who.module);
+    let _turn = module.turn();
     let kept = module.identity().is_some();
-    let identity: Arc<Identity> = runtime.identity(module)?;
-    let current = |identity: &Identity| {
-        if identity.generation == *generation {
-            return Ok(());
+    let attempt = || -> Result<Result<T, CallError>, Refusal> {
+        let identity: Arc<Identity> = runtime.identity(module)?;
+        if identity.generation != *generation {
+            return Err(Refusal::forbidden("the generation id is not the module's"));
         }
-        Err(Refusal::forbidden("the generation id is not the module's"))
+        Ok(run(runtime, &identity))
     };
-    if let Err(refusal) = current(&identity)
-        && !kept
-    {
-        return Err(refusal);
-    }
-    if identity.generation == *generation {
-        match run(runtime, &identity) {
-            Err(CallError::Refused { status: 400, .. }) if kept => {}
-            answer => return answer.map_err(|error| upstream(&error)),
-        }
-    }
-    module.forget_identity();
-    let identity = runtime.identity(module)?;
-    current(&identity)?;
-    run(runtime, &identity).map_err(|error| upstream(&error))
+    let first = attempt();
+    let stale = matches!(&first, Err(refusal) if refusal.class == Class::Forbidden)
+        || matches!(&first, Ok(Err(CallError::Refused { status: 400, .. })));
+    let last = if kept && stale && module.may_renew(runtime.clock.now().monotonic_ms) {
+        module.forget_identity();
+        attempt()
+    } else {
+        first
+    };
+    last?.map_err(|error| upstream(&error))
 }
 
 fn hmac(runtime: &Runtime, key: &KeyHandle, data: &Bytes) -> Result<Bytes, CallError> {
