@@ -3,18 +3,20 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use contract::endpoint::{Api, Body, Endpoint, Target, write_path};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zeroize::Zeroizing;
 
 use crate::http::{self, BodyState, HttpError};
 
 /// Most bytes of an answer.
 const ANSWER: usize = 4 * 1024 * 1024;
-/// Most connections kept open for the next call.
-const KEPT: usize = 16;
+/// Most calls at a time, so that our callers together cannot use up what a daemon allows one user;
+/// as many connections are kept open for the next ones.
+const CALLS: usize = 8;
 
 /// Why a call brought no answer.
 #[derive(Debug, thiserror::Error)]
@@ -73,18 +75,26 @@ impl CallError {
 pub struct Client {
     path: PathBuf,
     timeout: Duration,
-    kept: Mutex<Vec<UnixStream>>,
+    pool: Mutex<Pool>,
+    /// Signalled when a call has ended.
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    kept: Vec<UnixStream>,
+    calls: usize,
 }
 
 impl Client {
     /// A client of the socket at this path; nothing is opened yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        let timeout = Duration::from_secs(30);
         Self {
             path: path.into(),
-            timeout,
-            kept: Mutex::new(Vec::new()),
+            timeout: Duration::from_secs(30),
+            pool: Mutex::default(),
+            ended: Condvar::new(),
         }
     }
 
@@ -131,33 +141,44 @@ impl Client {
         })
     }
 
-    /// Sends a request. A kept connection may have been closed by the other side while it was
-    /// idle; that shows before a byte of the answer, and the call goes once more on a fresh one.
+    /// Waits for its turn and sends the request. A kept connection that the other side has ended
+    /// while it was idle is seen before it is used; what was sent once is never sent again, since
+    /// nobody can tell whether it was done.
     fn exchange(
         &self,
         api: &'static str,
         request: &[u8],
     ) -> Result<(u16, Zeroizing<Vec<u8>>), CallError> {
-        let kept = self
-            .kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
-        if let Some(stream) = kept {
-            match self.once(api, stream, request) {
-                Err(Lost::Stale) => {}
-                Err(Lost::Call(error)) => return Err(error),
-                Ok(answer) => return Ok(answer),
+        let turn = self
+            .ended
+            .wait_while(self.lock(), |pool| pool.calls >= CALLS);
+        turn.unwrap_or_else(PoisonError::into_inner).calls += 1;
+        let open = loop {
+            match self.lock().kept.pop() {
+                Some(stream) if is_open(&stream) => break Some(stream),
+                Some(_) => {}
+                None => break None,
             }
+        };
+        let answer = match open {
+            Some(stream) => Ok(stream),
+            None => self.connect(api),
         }
-        let stream = self.connect(api)?;
-        self.once(api, stream, request).map_err(|lost| match lost {
-            Lost::Call(error) => error,
-            Lost::Stale => CallError::Broken {
-                api,
-                cause: io::ErrorKind::ConnectionReset.into(),
-            },
-        })
+        .and_then(|stream| self.once(api, stream, request));
+        self.lock().calls -= 1;
+        self.ended.notify_one();
+        answer
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, stream: UnixStream) {
+        let mut pool = self.lock();
+        if pool.kept.len() < CALLS {
+            pool.kept.push(stream);
+        }
     }
 
     fn connect(&self, api: &'static str) -> Result<UnixStream, CallError> {
@@ -179,16 +200,14 @@ impl Client {
         api: &'static str,
         mut stream: UnixStream,
         request: &[u8],
-    ) -> Result<(u16, Zeroizing<Vec<u8>>), Lost> {
-        stream.write_all(request).map_err(|_| Lost::Stale)?;
+    ) -> Result<(u16, Zeroizing<Vec<u8>>), CallError> {
         let mut input = Zeroizing::new(Vec::with_capacity(4096));
-        let broken = |cause| Lost::Call(CallError::Broken { api, cause });
-        let unread = |why: HttpError| {
-            Lost::Call(CallError::Answer {
-                api,
-                why: why.to_string(),
-            })
+        let broken = |cause| CallError::Broken { api, cause };
+        let unread = |why: HttpError| CallError::Answer {
+            api,
+            why: why.to_string(),
         };
+        stream.write_all(request).map_err(broken)?;
         let head = loop {
             if let Some(head) = http::read_response_head(&input).map_err(unread)? {
                 if head.status >= 200 {
@@ -198,12 +217,8 @@ impl Client {
                 continue;
             }
             match fill(&mut stream, &mut input) {
-                Ok(0) if input.is_empty() => return Err(Lost::Stale),
                 Ok(0) => return Err(broken(io::ErrorKind::UnexpectedEof.into())),
                 Ok(_) => {}
-                Err(e) if input.is_empty() && e.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(Lost::Stale);
-                }
                 Err(cause) => return Err(broken(cause)),
             }
         };
@@ -233,19 +248,22 @@ impl Client {
             }
         }
     }
-
-    fn keep(&self, stream: UnixStream) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT {
-            kept.push(stream);
-        }
-    }
 }
 
-enum Lost {
-    /// A kept connection that the other side had closed.
-    Stale,
-    Call(CallError),
+/// Whether nothing has come on an idle connection: its end shows here, and so would an answer that
+/// nobody asked for.
+fn is_open(stream: &UnixStream) -> bool {
+    let mut wait = [PollFd::new(stream, PollFlags::IN)];
+    matches!(
+        poll(
+            &mut wait,
+            Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0
+            })
+        ),
+        Ok(0)
+    )
 }
 
 fn fill(stream: &mut UnixStream, input: &mut Vec<u8>) -> io::Result<usize> {
