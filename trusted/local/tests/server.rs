@@ -460,3 +460,104 @@ fn a25_an_idle_connection_gives_its_place_to_an_active_one() {
     let client = Client::new(&running.path);
     client.call::<Newer>(&(), &Empty).unwrap();
 }
+
+/// A process of its own that writes to a connection it has inherited, and lives on until dropped.
+struct Writer(std::process::Child);
+
+impl Writer {
+    fn new(stream: &UnixStream, text: &str) -> Self {
+        use std::process::{Command, Stdio};
+        let inherited = std::os::fd::OwnedFd::from(stream.try_clone().unwrap());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "another process is what the test is about"
+        )]
+        let mut child = Command::new("/bin/sh")
+            .args([
+                "-c",
+                "printf %s \"$1\" >&0; echo done; exec sleep 600",
+                "sh",
+                text,
+            ])
+            .stdin(Stdio::from(inherited))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut [0; 5])
+            .unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const NEWER: &str =
+    "GET /newer?api-version=2021-01-01 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+#[test]
+fn a05_another_process_of_the_same_principal_may_write() {
+    let running = Running::new("a05", Limits::default());
+    let mut stream = running.connect();
+    let (first, second) = NEWER.split_at(20);
+    stream.write_all(first.as_bytes()).unwrap();
+    let _writer = Writer::new(&stream, second);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+}
+
+#[test]
+fn a37_a_request_of_many_writers_is_ended_before_it_eats_the_descriptors() {
+    let running = Running::new("a37w", Limits::default());
+    let mut stream = running.connect();
+    let _writers: Vec<Writer> = (0..9)
+        .map(|at| Writer::new(&stream, &NEWER[at..=at]))
+        .collect();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    let client = Client::new(&running.path);
+    client.call::<Newer>(&(), &Empty).unwrap();
+}
+
+#[test]
+fn a37_descriptors_sent_along_are_refused_or_closed_at_once() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::os::fd::AsFd as _;
+    let running = Running::new("a37d", Limits::default());
+    let mut stream = running.connect();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let inode = |fd: &std::path::Path| std::fs::read_link(fd).unwrap_or_default();
+    let open = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        all.filter(|fd| inode(&fd.path()) == std::path::Path::new("/dev/null"))
+            .count()
+    };
+    let before = open();
+    let many = [file.as_fd(); 200];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(200))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    assert!(beside.push(SendAncillaryMessage::ScmRights(&many)));
+    let text = std::io::IoSlice::new(NEWER.as_bytes());
+    match sendmsg(&stream, &[text], &mut beside, SendFlags::NOSIGNAL) {
+        // Since Linux 6.16 the kernel refuses them for us.
+        Err(error) => {
+            assert_eq!(error, rustix::io::Errno::PERM);
+            stream.write_all(NEWER.as_bytes()).unwrap();
+        }
+        Ok(sent) => assert_eq!(sent, NEWER.len()),
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+    assert!(open() <= before, "descriptors stayed open");
+}
