@@ -1,5 +1,5 @@
 # The one door. `make help` lists the recipes; .ci/run calls them and nothing else.
-# Everything a recipe makes is under target/ and goes away with it.
+# Everything a recipe makes is under target/ or fuzz/target/ and goes away with it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -42,6 +42,11 @@ bench: ## Measure what SPECIFICATION.md promises, each number with its floor fro
 	@scripts/parts build
 	cargo build --release --locked --bins $(PRODUCT)
 	cargo run --release --locked -p sim --bin holdfast-bench -- $(ARGS)
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for SECONDS=60 each; TARGETS="http json" for some of them
+	@scripts/parts build fuzz
+	@scripts/fuzz $(or $(SECONDS),60) $(TARGETS)
 
 .PHONY: tcb
 tcb: ## Size of the trusted base: lines, unsafe sites, external crates
