@@ -16,7 +16,7 @@ use contract::endpoint::{Ask, Callers, Empty};
 use contract::names::{CertId, ModuleName};
 use contract::refusal::{Class, Refusal};
 use local::log;
-use local::peer::Caller;
+use local::peer::{Caller, Credentials};
 use local::routes::{Gate, Routes};
 
 use crate::certs::Certs;
@@ -79,8 +79,8 @@ impl Gate for CertificateService {
         }
     }
 
-    fn refused(&self, caller: &Caller, refusal: &Refusal) {
-        let _ = refuse(&self.journal, &format!("uid {}", caller.uid()), "", refusal);
+    fn refused(&self, who: Credentials, refusal: &Refusal) {
+        let _ = refuse(&self.journal, &format!("uid {}", who.uid), "", refusal);
     }
 }
 
@@ -236,10 +236,10 @@ impl Gate for IdentityService {
         }
     }
 
-    fn refused(&self, caller: &Caller, refusal: &Refusal) {
+    fn refused(&self, who: Credentials, refusal: &Refusal) {
         let _ = refuse(
             self.identities.journal(),
-            &format!("uid {}", caller.uid()),
+            &format!("uid {}", who.uid),
             "",
             refusal,
         );

@@ -6,7 +6,7 @@ use contract::audit::Event;
 use contract::endpoint::Callers;
 use contract::names::ModuleName;
 use contract::refusal::Refusal;
-use local::peer::Caller;
+use local::peer::{Caller, Credentials};
 use local::routes::Gate;
 
 use crate::module::Module;
@@ -61,9 +61,8 @@ impl Gate for WorkloadSocket {
         }
     }
 
-    fn refused(&self, caller: &Caller, refusal: &Refusal) {
-        self.runtime
-            .refused(caller, self.module.name.plain(), refusal);
+    fn refused(&self, who: Credentials, refusal: &Refusal) {
+        self.runtime.refused(who, self.module.name.plain(), refusal);
     }
 }
 
@@ -136,7 +135,7 @@ impl Gate for ManagementSocket {
         }
     }
 
-    fn refused(&self, caller: &Caller, refusal: &Refusal) {
-        self.runtime.refused(caller, "management", refusal);
+    fn refused(&self, who: Credentials, refusal: &Refusal) {
+        self.runtime.refused(who, "management", refusal);
     }
 }

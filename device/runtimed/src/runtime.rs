@@ -20,7 +20,7 @@ use local::client::Client;
 use local::clock::Clock;
 use local::files::Dir;
 use local::log;
-use local::peer::{Caller, Proof};
+use local::peer::{Caller, Credentials, Proof};
 use local::server::{Listener, Reach, Server};
 use local::warden::Running;
 use rustix::event::{EventfdFlags, eventfd};
@@ -187,15 +187,15 @@ impl Runtime {
     }
 
     /// Writes a refusal of a caller to the audit log (R37: counted, first and last in full).
-    pub fn refused(&self, caller: &Caller, object: &str, refusal: &Refusal) {
+    pub fn refused(&self, who: Credentials, object: &str, refusal: &Refusal) {
         let Some(event) = refusal.event else { return };
-        let principal = format!("uid:{}", caller.uid());
+        let principal = format!("uid:{}", who.uid);
         let mut entry = Entry::new(event, Decision::Refused, principal);
         entry.object = object.to_owned();
         entry.reason = format!(
             "{} (pid {})",
             refusal.cause.as_deref().unwrap_or(&refusal.message),
-            caller.pid()
+            who.pid
         );
         self.audit.note(&self.clock.now(), entry);
     }

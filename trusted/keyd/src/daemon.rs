@@ -16,7 +16,7 @@ use local::audit::Audit;
 use local::clock::Clock;
 use local::files::Dir;
 use local::log;
-use local::peer::Caller;
+use local::peer::{Caller, Credentials};
 use local::records::{self, Record};
 use local::routes::Gate;
 use serde::{Deserialize, Serialize};
@@ -70,8 +70,8 @@ impl Gate for Keyd {
         Ok(User { uid: caller.uid() })
     }
 
-    fn refused(&self, caller: &Caller, refusal: &Refusal) {
-        let who = User { uid: caller.uid() };
+    fn refused(&self, who: Credentials, refusal: &Refusal) {
+        let who = User { uid: who.uid };
         self.note(who, refusal, "", "");
     }
 }

@@ -7,10 +7,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use contract::audit::Event;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::os::pidfd::{self, PidInfo};
-use crate::os::socket::{self, Credentials};
+use crate::os::socket;
+pub use crate::os::socket::Credentials;
 
 /// What this kernel offers. One value, probed once and passed in, so that every fallback is tested
 /// on a new kernel too (R1).
@@ -91,6 +93,19 @@ pub enum PeerError {
     /// Anything else.
     #[error("asking the kernel for the calling process failed")]
     Kernel(#[source] io::Error),
+}
+
+impl PeerError {
+    /// What the audit log calls it.
+    #[must_use]
+    pub fn event(&self) -> Event {
+        match self {
+            Self::Gone => Event::PeerStale,
+            Self::Unprovable => Event::PeerWeak,
+            Self::Full => Event::InputLimit,
+            Self::Namespace | Self::Mismatch | Self::Kernel(_) => Event::PeerRefused,
+        }
+    }
 }
 
 /// A process, proved.
@@ -211,6 +226,12 @@ impl Caller {
         } else {
             Err(PeerError::Gone)
         }
+    }
+
+    /// Number, user and group as the socket names them: labels for the log.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        self.credentials
     }
 
     /// The user that connected or wrote.

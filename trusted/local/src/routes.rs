@@ -16,7 +16,7 @@ use contract::names::ModuleName;
 use contract::refusal::{Class, Refusal};
 
 use crate::http::Head;
-use crate::peer::Caller;
+use crate::peer::{Caller, Credentials};
 
 /// Turns a proven caller into a principal, or refuses. One per daemon and API.
 pub trait Gate: Send + Sync + 'static {
@@ -34,8 +34,9 @@ pub trait Gate: Send + Sync + 'static {
         caller: &Caller,
     ) -> Result<Self::Principal, Refusal>;
 
-    /// Told of each refusal that concerns who is calling, for the audit log.
-    fn refused(&self, _caller: &Caller, _refusal: &Refusal) {}
+    /// Told of each refusal that concerns who is calling, for the audit log. `who` is what the
+    /// socket says of a caller that may not even be proved.
+    fn refused(&self, _who: Credentials, _refusal: &Refusal) {}
 }
 
 /// What the server needs of an API: a plan from the head, then an answer from the body.
@@ -50,7 +51,7 @@ pub trait Service: Send + Sync {
     fn answer(&self, plan: Plan, body: &[u8], callers: &[&Caller]) -> Answer;
 
     /// Told of a refusal for which there is no request, such as a caller that is gone.
-    fn refused(&self, caller: &Caller, refusal: &Refusal);
+    fn refused(&self, who: Credentials, refusal: &Refusal);
 }
 
 /// A matched row.
@@ -182,7 +183,8 @@ fn admit<E: Endpoint, P: Gate>(
         // A name outside the grammar is nobody's (A10, A14).
         let alias = Refusal::forbidden("the path holds no module name");
         if let Some(caller) = callers.first() {
-            parts.refused(caller, &alias.clone().recorded_as(Event::PeerAlias));
+            let event = alias.clone().recorded_as(Event::PeerAlias);
+            parts.refused(caller.credentials(), &event);
         }
         return Err(alias);
     }
@@ -208,7 +210,7 @@ fn admit<E: Endpoint, P: Gate>(
                 if principal.is_some() && refusal.event == Some(Event::PeerRefused) {
                     refusal.event = Some(Event::PeerWriterChanged);
                 }
-                parts.refused(caller, &refusal);
+                parts.refused(caller.credentials(), &refusal);
                 return Err(refusal);
             }
         }
@@ -291,8 +293,8 @@ impl<A: Api, P: Gate> Service for Routes<A, P> {
         }
     }
 
-    fn refused(&self, caller: &Caller, refusal: &Refusal) {
-        self.parts.refused(caller, refusal);
+    fn refused(&self, who: Credentials, refusal: &Refusal) {
+        self.parts.refused(who, refusal);
     }
 }
 

@@ -25,6 +25,7 @@ use rustix::net::SocketFlags;
 use self::connection::Connection;
 pub use self::listener::Listener;
 use self::slots::{Slot, Slots};
+use crate::os::socket::peer_credentials;
 use crate::peer::{Caller, KernelFacts, PeerError, Require};
 use crate::routes::Service;
 
@@ -270,19 +271,24 @@ impl Server {
                 return self.pause();
             }
             Err(error) => {
-                connection::refuse(&stream, 403, "forbidden");
                 let path = socket.listener.path().display();
-                return crate::log::warn(format_args!("{path}: {error}"));
+                crate::log::warn(format_args!("{path}: {error}"));
+                // What the socket says of it, proved or not, is worth a record.
+                if let Ok(who) = peer_credentials(&stream) {
+                    let event = error.event();
+                    service.refused(who, &Refusal::forbidden(error).recorded_as(event));
+                }
+                return connection::refuse(&stream, 403, "forbidden");
             }
         };
         if socket.limits.reach == Reach::Host && caller.is_nested() {
             let stranger = Refusal::forbidden("a module has no business on this socket");
-            service.refused(&caller, &stranger);
+            service.refused(caller.credentials(), &stranger);
             return connection::refuse(&stream, 403, "forbidden");
         }
         let Some(slot) = socket.slots.take(caller.uid(), &socket.limits, &stream) else {
             let many = Refusal::new(Class::TooMany, "too many connections");
-            service.refused(&caller, &many.recorded_as(Event::InputLimit));
+            service.refused(caller.credentials(), &many.recorded_as(Event::InputLimit));
             return connection::refuse(&stream, 429, "too many connections");
         };
         let reach = socket.limits.reach;

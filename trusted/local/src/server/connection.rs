@@ -89,19 +89,20 @@ impl Connection {
                 Ok(()) => {}
                 Err(End::Quiet) => break,
                 Err(End::Answer(status, text)) => {
-                    service.refused(&self.connector, &refusal(status, &text));
+                    service.refused(self.connector.credentials(), &refusal(status, &text));
                     let _ = self.write(status, Some(&message(&text)), true, limits);
                     break;
                 }
                 Err(End::Limit(what)) => {
                     let limit = Refusal::forbidden(what).recorded_as(Event::InputLimit);
-                    service.refused(&self.connector, &limit);
+                    service.refused(self.connector.credentials(), &limit);
                     let _ = self.write(403, Some(&message("forbidden")), true, limits);
                     break;
                 }
                 Err(End::Peer(error)) => {
-                    let stale = Refusal::forbidden(error).recorded_as(Event::PeerStale);
-                    service.refused(&self.connector, &stale);
+                    let event = error.event();
+                    let unproved = Refusal::forbidden(error).recorded_as(event);
+                    service.refused(self.connector.credentials(), &unproved);
                     let _ = self.write(403, Some(&message("forbidden")), true, limits);
                     break;
                 }
