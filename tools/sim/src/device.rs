@@ -53,10 +53,8 @@ pub struct Plan {
     pub modules: Vec<Module>,
     /// Whether callers must be proved by process descriptor (A18).
     pub require_strong: bool,
-    /// Words of `holdfast-puppet` before `runtimed` is run.
-    pub runtimed_after: Vec<String>,
-    /// Words of `holdfast-puppet` before any daemon is run.
-    pub all_after: Vec<String>,
+    /// Words of `holdfast-puppet` before a daemon is run, or `all`; those of `place` come last.
+    pub tricks: Vec<(&'static str, &'static str)>,
     /// Environment of every daemon.
     pub environment: Vec<(String, String)>,
 }
@@ -288,6 +286,34 @@ impl Device {
         self.puppet(label)
     }
 
+    /// Lets everybody reach every module's socket, as a wrong mount or mode would.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn expose_sockets(&self) -> io::Result<()> {
+        set_mode(&self.path("runtimed/mnt"), 0o755)
+    }
+
+    /// Waits until a folder holds a file whose name begins like this.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_for_file(&self, folder: &str, begin: &str) -> Result<(), Failure> {
+        let folder = self.path(folder);
+        let watch = watch(&folder)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for entry in fs::read_dir(&folder)? {
+                if entry?.file_name().to_string_lossy().starts_with(begin) {
+                    return Ok(());
+                }
+            }
+            if !wait(&[&watch], deadline)? {
+                return Err(format!("no {begin} in {}", folder.display()).into());
+            }
+        }
+    }
+
     /// Takes the outsiders that have ended off the process table, so that their numbers are free.
     ///
     /// # Errors
@@ -322,7 +348,7 @@ impl Device {
         let mut segments: Vec<_> = fs::read_dir(self.path(home).join("audit"))?
             .map(|entry| Ok(entry?.path()))
             .collect::<io::Result<_>>()?;
-        segments.retain(|path| !path.ends_with("heads") && !path.ends_with("reserve"));
+        segments.retain(|path| path.extension().is_some_and(|kind| kind == "log"));
         segments.sort();
         let mut records = Vec::new();
         for path in segments {
@@ -364,12 +390,16 @@ impl Device {
             "runtimed" => Some((users.runtimed, users.services)),
             _ => None,
         };
-        let mut words: Vec<String> = self.plan.all_after.clone();
-        if name == "runtimed" {
-            words.extend(self.plan.runtimed_after.iter().cloned());
-        }
-        // Whoever places the process is its parent, and has it end with itself.
+        let tricks = self.plan.tricks.iter();
+        let mut words: Vec<String> = tricks
+            .filter(|(daemon, _)| *daemon == name || *daemon == "all")
+            .flat_map(|(_, words)| words.split(' ').map(str::to_owned))
+            .collect();
+        // Whoever places the process is its parent, gives it its ids, and has it end with itself.
         let placed = words.iter().any(|word| word == "place");
+        if let (true, true, Some((uid, gid))) = (placed, users.separate, ids) {
+            words.extend([format!("uid={uid}"), format!("gid={gid}")]);
+        }
         let program = self.path(&format!("bin/holdfast-{name}"));
         let mut command = if words.is_empty() {
             Command::new(program)

@@ -2,8 +2,9 @@
 //!
 //! Without words it is a module's puppet and finds its control in the environment. Else:
 //! `be CONTROL LABEL [NUMBERS]` is a puppet; `run PROGRAM ...` becomes a program; before either,
-//! `place ...` makes the process elsewhere, `old-kernel` forgets process descriptors, and `odd`
-//! leaves closed standard streams, no umask and the widest limits behind.
+//! `place ...` makes the process elsewhere, `old-kernel` forgets process descriptors, `files N`
+//! allows so many descriptors, and `odd` leaves closed standard streams, no umask and the widest
+//! limits behind.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -55,6 +56,14 @@ fn obey(words: &[String]) -> io::Result<u8> {
                 setrlimit(resource, widest)?;
             }
             process::close_standard_streams();
+            obey(&owned(rest))
+        }
+        ["files", most, rest @ ..] => {
+            let limit = Rlimit {
+                current: Some(most.parse().map_err(io::Error::other)?),
+                maximum: rustix::process::getrlimit(Resource::Nofile).maximum,
+            };
+            setrlimit(Resource::Nofile, limit)?;
             obey(&owned(rest))
         }
         ["place", rest @ ..] => {
