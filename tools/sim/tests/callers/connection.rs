@@ -96,7 +96,7 @@ fn a02_a_caller_that_exits_before_the_decision_gets_nothing_and_leaves_nothing()
     let mut device = Device::start(Plan::with(&["sensor"])).unwrap();
     let sensor = device.puppet("sensor").unwrap();
     allowed(&sensor.call(INSIDE, &sign("sensor")).unwrap());
-    let before = descriptors(&device);
+    let counted = root("the count of descriptors in a02").then(|| descriptors(&device));
     for round in 0..10 {
         sensor.fork(&format!("child {round}")).unwrap();
         let child = device.puppet(&format!("child {round}")).unwrap();
@@ -114,6 +114,7 @@ fn a02_a_caller_that_exits_before_the_decision_gets_nothing_and_leaves_nothing()
     }
     assert!(!device.reasons(Event::PeerStale).unwrap().is_empty());
     allowed(&sensor.call(INSIDE, &sign("sensor")).unwrap());
+    let Some(before) = counted else { return };
     // The server lets go of the last caller just after the answer.
     let deadline = Instant::now() + Duration::from_secs(10);
     while descriptors(&device) > before {
@@ -251,7 +252,7 @@ fn a20_a_process_of_the_past_life_that_lingers_outside_is_refused() {
     allowed(&new.call(INSIDE, &sign("sensor")).unwrap());
 }
 
-/// How many descriptors `runtimed` has.
+/// How many descriptors `runtimed` has; it is not dumpable, so only root may look.
 fn descriptors(device: &Device) -> usize {
     let pid = device.pid("runtimed").unwrap().as_raw_nonzero();
     std::fs::read_dir(format!("/proc/{pid}/fd"))

@@ -1,8 +1,10 @@
 //! Processes in the wrong place: A9, A12, A13, A16.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use contract::audit::Event;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sim::device::{Device, Plan, control_groups};
 
 use super::{INSIDE, allowed, forbidden, recorded, root, sign};
@@ -12,10 +14,9 @@ struct Group(PathBuf);
 
 impl Group {
     /// `module` is the name of the inner group, as warden would call it.
-    fn like(device: &Device, module: &str) -> Self {
-        let outer = control_groups()
-            .unwrap()
-            .join(format!("{}-like", device.name()));
+    fn like(module: &str) -> Self {
+        let name = format!("holdfast-like-{}", std::process::id());
+        let outer = control_groups().unwrap().join(name);
         std::fs::create_dir(&outer).unwrap();
         std::fs::create_dir(outer.join(format!("{module}.holdfast"))).unwrap();
         Self(outer)
@@ -29,7 +30,21 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         for inner in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(inner.path());
+            let inner = inner.path();
+            let Ok(events) = File::open(inner.join("cgroup.events")) else {
+                continue;
+            };
+            // What is in it has been ended, and may not have gone yet; the kernel tells when.
+            while std::fs::remove_dir(&inner).is_err() {
+                let mut gone = [PollFd::new(&events, PollFlags::PRI)];
+                let patience = Timespec {
+                    tv_sec: 5,
+                    tv_nsec: 0,
+                };
+                if !poll(&mut gone, Some(&patience)).is_ok_and(|ready| ready > 0) {
+                    break;
+                }
+            }
         }
         let _ = std::fs::remove_dir(&self.0);
     }
@@ -40,10 +55,11 @@ fn a09_a_process_in_a_group_of_the_modules_name_elsewhere_is_not_the_module() {
     if !root("a09") {
         return;
     }
+    // Before the device, so that it goes after it.
+    let like = Group::like("sensor");
     let mut device = Device::start(Plan::with(&["sensor"])).unwrap();
     let sensor = device.puppet("sensor").unwrap();
     let own = device.control_group("sensor").unwrap();
-    let like = Group::like(&device, "sensor");
     device.expose_sockets().unwrap();
     let uid = device.users().stranger;
     let socket = device.workload("sensor");
@@ -69,7 +85,6 @@ fn a09_a_process_in_a_group_of_the_modules_name_elsewhere_is_not_the_module() {
     let right = device.outsider("right group", &right).unwrap();
     allowed(&right.call(&socket, &sign("sensor")).unwrap());
     allowed(&sensor.call(INSIDE, &sign("sensor")).unwrap());
-    drop(device);
 }
 
 #[test]
