@@ -352,6 +352,7 @@ impl Road<'_> {
             connections: 0,
             millis: 0,
         };
+        self.place(Place::OneCore)?;
         let mut reply = inside
             .unwrap_or(self.host)
             .send(&order(socket, send, Some(repeat)))?;
