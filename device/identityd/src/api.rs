@@ -124,12 +124,13 @@ impl CertificateService {
         if !self.certs.may_write(who.0, id) {
             return Err(refuse(may_not_write(who.0, id)));
         }
-        let done = work(&self.certs).map_err(|error| refuse(told(error)))?;
+        // On record before it is done (R37): a full log stops the change, and a change that then
+        // fails is on record as refused as well.
         let mut entry = Entry::new(Event::CertIssued, Decision::Allowed, principal.as_str());
         operation.clone_into(&mut entry.operation);
         id.as_str().clone_into(&mut entry.object);
         (self.journal)(entry)?;
-        Ok(done)
+        work(&self.certs).map_err(|error| refuse(told(error)))
     }
 }
 
@@ -143,6 +144,19 @@ fn create_cert(
         csr,
         issuer,
     } = ask.body;
+    if let Some(issuer) = &issuer
+        && !api.certs.may_write(who.0, &issuer.cert_id)
+    {
+        // We sign as a delegate of the handle's owner: whoever asks for that must have a right to
+        // the issuer of his own, or a copied handle would be worth something (P8).
+        let refusal = may_not_write(who.0, &issuer.cert_id);
+        return Err(refuse(
+            &api.journal,
+            &format!("uid {}", who.0),
+            id.as_str(),
+            &refusal,
+        ));
+    }
     let chain = api.change(*who, "issue", &id, |c| c.issue(&id, &csr, issuer.as_ref()))?;
     Ok(Pem {
         pem: chain.to_pem(),

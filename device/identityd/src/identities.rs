@@ -21,6 +21,7 @@ use contract::api::identity::{
     ProvisioningInfo,
 };
 use contract::api::key::KeyHandle;
+use contract::audit::{Decision, Entry, Event};
 use contract::bytes::SecretText;
 use contract::names::{CertId, KeyId, ModuleId};
 use contract::time::rfc3339;
@@ -284,6 +285,14 @@ impl Identities {
             MAX_COMMON_NAME,
         )
         .to_owned();
+        let mut entry = Entry::new(
+            Event::CertIssued,
+            Decision::Allowed,
+            format!("module:{name}"),
+        );
+        "local identity".clone_into(&mut entry.operation);
+        id.as_str().clone_into(&mut entry.object);
+        (self.parts.journal)(entry).map_err(IdentityError::Audit)?;
         let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048)?;
         let csr = local_request(&common, role)
             .serialize_request(&key)?

@@ -13,7 +13,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use contract::audit::{Decision, Entry, Event};
+use contract::names::KeyId;
 use contract::refusal::Refusal;
+use contract::time::Now;
 use identityd::act::Stop;
 use identityd::api::{self, CertificateService, IdentityService};
 use identityd::certs::{Certs, Clock};
@@ -34,7 +36,10 @@ use local::files::{Dir, FileError, Rules, own_uid};
 use local::log;
 use local::peer::KernelFacts;
 use local::server::{Limits, Listener, Server};
+use local::witness;
 
+/// Signs the head of this daemon's audit log and nothing else.
+const AUDIT_KEY: &str = "holdfast_audit_identityd";
 /// How often the configuration is looked at, and the audit log's counts are.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -178,7 +183,16 @@ fn serve(
     let now = Arc::clone(&clock);
     let now: Clock = Arc::new(move || now.now());
     let server = Server::new(KernelFacts::probe(), process.require)?;
+    let keyd = certificates.as_ref().map(|config| &config.keyd);
+    let keyd = keyd
+        .or(identities.as_ref().map(|config| &config.keyd))
+        .cloned();
+    let witness = Witness(
+        Arc::new(Client::new(keyd.unwrap_or_default())),
+        KeyId::new(AUDIT_KEY)?,
+    );
     let mut tick = Tick {
+        witness: witness.clone(),
         watches,
         certs: None,
         identities: None,
@@ -223,7 +237,18 @@ fn serve(
     Daemon::wait_for_stop();
     stop.stop();
     audit.close(&clock.now())?;
+    witness.sign_heads(&audit, &clock.now(), true);
     Ok(())
+}
+
+/// Signs the head of this daemon's audit log (R36).
+#[derive(Clone)]
+struct Witness(Arc<Client>, KeyId);
+
+impl Witness {
+    fn sign_heads(&self, audit: &Audit, now: &Now, everything: bool) -> bool {
+        witness::sign_heads(audit, &self.0, &self.1, now, everything)
+    }
 }
 
 /// What is done now and then.
@@ -232,15 +257,18 @@ struct Tick {
     certs: Option<Arc<Certs>>,
     identities: Option<Arc<identities::Identities>>,
     stop: Arc<Stop>,
+    witness: Witness,
 }
 
 impl Tick {
     fn run(mut self, audit: &Audit, clock: &clock::Clock) {
+        let mut signed = false;
         while self.stop.wait(TICK) {
             let now = clock.now();
             if let Err(error) = audit.settle(&now) {
                 log::failure(log::Level::Error, &error);
             }
+            signed |= self.witness.sign_heads(audit, &now, !signed);
             let watch = self.watches.certificates.as_mut();
             if let (Some(config), Some(certs)) = (changed(watch, now.monotonic_ms), &self.certs) {
                 certs.reconfigure(config);

@@ -20,5 +20,4 @@ pub mod remote_key;
 pub mod runtime;
 pub mod systeminfo;
 pub mod watchdog;
-pub mod witness;
 pub mod workload;

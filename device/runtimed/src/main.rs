@@ -17,7 +17,7 @@ use runtimed::config::Config;
 use runtimed::engine::host::HostEngine;
 use runtimed::module::{Keeper, Module};
 use runtimed::runtime::{Parts, Runtime, open_folder};
-use runtimed::{api, modules, watchdog, witness};
+use runtimed::{api, modules, watchdog};
 
 /// Settings could not be loaded; the unit file tells systemd not to restart (module-runtime.md 1.1).
 const BAD_SETTINGS: u8 = 153;
@@ -96,7 +96,7 @@ fn serve(config: Config, uid: u32) -> Result<(), Box<dyn std::error::Error>> {
     log::info("runtimed serves");
     Daemon::wait_for_stop();
     runtime.audit.close(&runtime.clock.now())?;
-    witness::sign_heads(&runtime, true);
+    runtime.sign_heads(true);
     Ok(())
 }
 

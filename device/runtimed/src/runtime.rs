@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use contract::audit::{Decision, Entry, Event};
-use contract::names::ModuleName;
+use contract::names::{KeyId, ModuleName};
 use contract::refusal::{Class, Refusal};
 use contract::warden::{End, EnvPair, State};
 use local::audit::Audit;
@@ -23,6 +23,7 @@ use local::log;
 use local::peer::{Caller, Credentials, Proof};
 use local::server::{Listener, Reach, Server};
 use local::warden::Running;
+use local::witness;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
 
@@ -34,6 +35,8 @@ use crate::module::Module;
 
 /// Where a module finds its sockets.
 pub const INSIDE: &str = "/run/iotedge";
+/// Signs the head of this daemon's audit log and nothing else.
+const AUDIT_KEY: &str = "holdfast_audit_runtimed";
 /// How long a module may take to end when it is asked to.
 const GRACE: Duration = Duration::from_secs(10);
 /// A module's output is dropped when it has grown to this: at its start, and once a minute. In
@@ -222,6 +225,14 @@ impl Runtime {
     pub fn has(&self, module: &Arc<Module>) -> bool {
         self.module(&module.name)
             .is_some_and(|now| Arc::ptr_eq(&now, module))
+    }
+
+    /// Signs where the audit log stands; says whether nothing is left to sign.
+    pub fn sign_heads(&self, everything: bool) -> bool {
+        let Ok(key) = KeyId::new(AUDIT_KEY) else {
+            return true;
+        };
+        witness::sign_heads(&self.audit, &self.keys, &key, &self.clock.now(), everything)
     }
 
     /// Starts a module; fine when it runs. Hold its `work` lock.

@@ -13,7 +13,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::attest::Registration;
 use crate::module::{Keeper, Module};
 use crate::runtime::Runtime;
-use crate::witness;
 
 /// A module that runs this long starts with a clean record, in milliseconds.
 const PROVEN: i64 = 600_000;
@@ -91,7 +90,7 @@ pub fn run(runtime: &Arc<Runtime>) {
         for module in runtime.modules() {
             runtime.bound_log(&module);
         }
-        signed |= witness::sign_heads(runtime, !signed);
+        signed |= runtime.sign_heads(!signed);
         wait(runtime, &running, wake - runtime.clock.now().monotonic_ms);
     }
 }

@@ -58,6 +58,8 @@ impl Purposes {
     pub const USUAL: Self = Self(0b011_1111);
     /// Everything.
     pub const ALL: Self = Self(0b111_1111);
+    /// The export of derived keys.
+    pub const EXPORT: Self = Self(Purpose::ExportDerived.bit());
     /// What an HMAC signature is.
     pub const TOKEN: Self = Self(Purpose::SignToken.bit());
     /// What a signature over a digest may be for: the request does not say which.
@@ -219,7 +221,9 @@ pub fn judge(policy: &Policy, uid: u32, key: &KeyId, question: Question) -> Verd
         let granted = match question {
             Question::Administer(Act::Replace) => row.replace,
             Question::Administer(_) => true,
-            Question::Use(purposes) => row.purposes.any(purposes),
+            // A delegate signs for its principal; it never takes bytes away (R19).
+            Question::Use(purposes) if own => row.purposes.any(purposes),
+            Question::Use(purposes) => row.purposes.without(Purposes::EXPORT).any(purposes),
         };
         if granted {
             return Verdict::Allow;

@@ -19,6 +19,7 @@ pub mod records;
 pub mod routes;
 pub mod server;
 pub mod warden;
+pub mod witness;
 
 #[cfg(test)]
 mod testing;

@@ -143,6 +143,12 @@ pub(super) fn keyd(world: &World, device_key: &[u8]) -> io::Result<()> {
             users.runtimed,
         ),
         (
+            users.identityd,
+            "holdfast_audit_identityd",
+            "\"sign-cert\"",
+            users.identityd,
+        ),
+        (
             users.runtimed,
             "holdfast_*",
             "\"derive\", \"sign-token\", \"sign-cert\"",

@@ -85,7 +85,11 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_hash: Option<String>,
     /// Container options; the host engine has none and refuses members.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub create_options: Option<BTreeMap<String, Value>>,
     /// Accepted and not used, as in the reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
