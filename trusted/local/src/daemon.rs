@@ -130,7 +130,7 @@ fn prepare_process(parent: Option<i32>) -> Result<(), StartError> {
         }
     }
     process::block_stop_signals().map_err(step("block signals"))?;
-    process::one_heap();
+    process::few_heaps();
     Ok(())
 }
 

@@ -207,6 +207,7 @@ impl Server {
             }
             if stay == Stay::WhileNeeded && self.parked.load(Ordering::Relaxed) >= PARKED {
                 self.threads.fetch_sub(1, Ordering::Relaxed);
+                crate::os::process::give_back_memory();
                 return;
             }
         }

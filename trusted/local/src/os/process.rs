@@ -34,11 +34,20 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
-/// One heap for all threads: a pool of small threads would else keep a heap each.
-pub fn one_heap() {
+/// Few heaps for all threads: a pool of small threads would else keep a heap each, and with a single
+/// one they would wait for each other.
+pub fn few_heaps() {
     // SAFETY: mallopt with plain numbers, before other threads exist.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives free memory back to the system; called when a thread that was needed under load ends.
+pub fn give_back_memory() {
+    // SAFETY: malloc_trim with a plain number; it locks what it looks at.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

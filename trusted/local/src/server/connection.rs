@@ -257,7 +257,9 @@ impl Connection {
             limits,
         )
         .map_err(|_| End::Quiet)?;
-        self.input.zeroize();
+        // What was received and no more: the rest of the buffer has never held anything.
+        self.input.as_mut_slice().zeroize();
+        self.input.clear();
         self.others.clear();
         if close { Err(End::Quiet) } else { Ok(()) }
     }
