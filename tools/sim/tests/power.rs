@@ -1,4 +1,5 @@
 //! Power cuts and failing disks at every step of every store: A131, A132, A134, A142.
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use contract::api::key::{self as api, KeyHandle, SignAlgorithm, SignParameters, Usage};
 use contract::audit::{Decision, Entry, Event};
