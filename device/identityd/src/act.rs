@@ -133,6 +133,10 @@ impl Identities {
     /// # Errors
     /// [`IdentityError`]; what was in force stays.
     pub fn reprovision(&self, who: &str) -> Result<(), IdentityError> {
+        // Also when the answer is the hub we have: that somebody asked is on record (R37).
+        let mut entry = Entry::new(Audited::ManagementDone, Decision::Allowed, who);
+        "reprovision".clone_into(&mut entry.operation);
+        (self.parts.journal)(entry).map_err(IdentityError::Audit)?;
         self.provision(who, Cause::Asked)?;
         self.reconcile()
     }

@@ -63,6 +63,12 @@ pub struct CertificateService {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct User(u32);
 
+impl User {
+    fn name(self) -> String {
+        format!("uid {}", self.0)
+    }
+}
+
 impl Gate for CertificateService {
     type Principal = User;
 
@@ -119,18 +125,26 @@ impl CertificateService {
         id: &CertId,
         work: impl FnOnce(&Certs) -> Result<T, crate::certs::CertsError>,
     ) -> Result<T, Refusal> {
-        let principal = format!("uid {}", who.0);
-        let refuse = |refusal: Refusal| refuse(&self.journal, &principal, id.as_str(), &refusal);
-        if !self.certs.may_write(who.0, id) {
-            return Err(refuse(may_not_write(who.0, id)));
-        }
+        self.permit(who, id)?;
         // On record before it is done (R37): a full log stops the change, and a change that then
         // fails is on record as refused as well.
-        let mut entry = Entry::new(Event::CertIssued, Decision::Allowed, principal.as_str());
+        let mut entry = Entry::new(Event::CertIssued, Decision::Allowed, who.name());
         operation.clone_into(&mut entry.operation);
         id.as_str().clone_into(&mut entry.object);
         (self.journal)(entry)?;
-        work(&self.certs).map_err(|error| refuse(told(error)))
+        work(&self.certs).map_err(|error| {
+            let refusal = told(error).recorded_as(Event::CertRefused);
+            refuse(&self.journal, &who.name(), id.as_str(), &refusal)
+        })
+    }
+
+    /// Whether a user may write under an id; a refusal is recorded.
+    fn permit(&self, who: User, id: &CertId) -> Result<(), Refusal> {
+        if self.certs.may_write(who.0, id) {
+            return Ok(());
+        }
+        let refusal = may_not_write(who.0, id);
+        Err(refuse(&self.journal, &who.name(), id.as_str(), &refusal))
     }
 }
 
@@ -144,18 +158,11 @@ fn create_cert(
         csr,
         issuer,
     } = ask.body;
-    if let Some(issuer) = &issuer
-        && !api.certs.may_write(who.0, &issuer.cert_id)
-    {
+    api.permit(*who, &id)?;
+    if let Some(issuer) = &issuer {
         // We sign as a delegate of the handle's owner: whoever asks for that must have a right to
         // the issuer of his own, or a copied handle would be worth something (P8).
-        let refusal = may_not_write(who.0, &issuer.cert_id);
-        return Err(refuse(
-            &api.journal,
-            &format!("uid {}", who.0),
-            id.as_str(),
-            &refusal,
-        ));
+        api.permit(*who, &issuer.cert_id)?;
     }
     let chain = api.change(*who, "issue", &id, |c| c.issue(&id, &csr, issuer.as_ref()))?;
     Ok(Pem {
@@ -343,7 +350,7 @@ fn create_module(
             .map_err(told)?,
         IdentityKind::Local => api
             .identities
-            .create_local(id, request.local_id_opts.as_ref())
+            .create_local(&who.name(), id, request.local_id_opts.as_ref())
             .map_err(told)?,
     })
 }
@@ -357,7 +364,7 @@ fn read_module(
     let OneModule { id, kind } = &ask.target;
     Ok(match kind {
         IdentityKind::Aziot => api.identities.module(id).map_err(told)?,
-        IdentityKind::Local => api.identities.local(id).map_err(told)?,
+        IdentityKind::Local => api.identities.local(&who.name(), id).map_err(told)?,
     })
 }
 

@@ -249,13 +249,13 @@ impl Identities {
     ///
     /// # Errors
     /// [`IdentityError::NoModule`] for any other name.
-    pub fn local(&self, name: &ModuleId) -> Result<Identity, IdentityError> {
+    pub fn local(&self, who: &str, name: &ModuleId) -> Result<Identity, IdentityError> {
         let options = self
             .parts
             .config
             .local(name)
             .ok_or(IdentityError::NoModule)?;
-        self.make_local(name, options.attributes)
+        self.make_local(who, name, options.attributes)
     }
 
     /// A local identity for a name that the configuration does not know.
@@ -264,16 +264,44 @@ impl Identities {
     /// [`IdentityError::LocalExists`] for one that it does.
     pub fn create_local(
         &self,
+        who: &str,
         name: &ModuleId,
         options: Option<&LocalOptions>,
     ) -> Result<Identity, IdentityError> {
         if self.config().local(name).is_some() {
             return Err(IdentityError::LocalExists(name.clone()));
         }
-        self.make_local(name, options.map_or(LocalRole::Client, |o| o.attributes))
+        self.make_local(
+            who,
+            name,
+            options.map_or(LocalRole::Client, |o| o.attributes),
+        )
     }
 
-    fn make_local(&self, name: &ModuleId, role: LocalRole) -> Result<Identity, IdentityError> {
+    /// On record before a key is made, and again if there is none to hand out (R37).
+    fn make_local(
+        &self,
+        who: &str,
+        name: &ModuleId,
+        role: LocalRole,
+    ) -> Result<Identity, IdentityError> {
+        let entry = |event, decision| {
+            let mut entry = Entry::new(event, decision, who);
+            "issue a local identity".clone_into(&mut entry.operation);
+            name.as_str().clone_into(&mut entry.object);
+            entry
+        };
+        let journal = &self.parts.journal;
+        journal(entry(Event::CertIssued, Decision::Allowed)).map_err(IdentityError::Audit)?;
+        self.issue_local(name, role).inspect_err(|error| {
+            let mut entry = entry(Event::CertRefused, Decision::Refused);
+            entry.reason = cloud::causes(error);
+            // The refusal stands whether or not it could be recorded.
+            let _ = journal(entry);
+        })
+    }
+
+    fn issue_local(&self, name: &ModuleId, role: LocalRole) -> Result<Identity, IdentityError> {
         let config = self.config();
         let domain = config
             .local_domain
@@ -285,14 +313,6 @@ impl Identities {
             MAX_COMMON_NAME,
         )
         .to_owned();
-        let mut entry = Entry::new(
-            Event::CertIssued,
-            Decision::Allowed,
-            format!("module:{name}"),
-        );
-        "local identity".clone_into(&mut entry.operation);
-        id.as_str().clone_into(&mut entry.object);
-        (self.parts.journal)(entry).map_err(IdentityError::Audit)?;
         let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048)?;
         let csr = local_request(&common, role)
             .serialize_request(&key)?

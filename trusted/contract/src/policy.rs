@@ -381,6 +381,20 @@ mod tests {
     }
 
     #[test]
+    fn a41_a_delegate_never_takes_derived_keys_away() {
+        let mut lent = row(7, &["master"], Purposes::ALL);
+        lent.delegates = vec![9];
+        let policy = Policy {
+            rows: vec![lent],
+            root_may_use_keys: false,
+        };
+        let asks = |uid, purposes| judge(&policy, uid, &id("master"), Question::Use(purposes));
+        assert_eq!(asks(7, Purposes::EXPORT), Verdict::Allow);
+        assert_eq!(asks(9, Purposes::EXPORT), Verdict::NotForThis);
+        assert_eq!(asks(9, Purposes::TOKEN), Verdict::Allow);
+    }
+
+    #[test]
     fn rows_of_one_user_add_up_and_delegates_are_named_once() {
         let mut one = row(7, &["a*"], Purposes::TOKEN);
         one.delegates = vec![9, 8];

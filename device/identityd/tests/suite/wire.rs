@@ -550,5 +550,13 @@ fn a_stranger_reads_certificates_and_nothing_else() {
             world.certs("PUT", "/certificates/a", Some(&pem)),
             (401, message(&text))
         );
+        // A handle that was copied is worth nothing without a right to the issuer itself (P8).
+        let issuer = json!({ "certId": "local-ca", "privateKeyHandle": "copied" });
+        let order = json!({ "certId": "x", "csr": "any", "issuer": issuer });
+        let text = format!("user {uid} is not authorized to modify the cert local-ca");
+        assert_eq!(
+            world.certs("POST", "/certificates", Some(&order)),
+            (401, message(&text))
+        );
     }
 }
