@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use contract::api::key::KeyHandle;
 use contract::api::management::{
-    ExitStatus, IMAGE_LABEL, ModuleDetails, ModuleSpec, OWNER, OWNER_LABEL, RuntimeStatus, State,
-    Status,
+    ExitStatus, IMAGE_LABEL, ModuleConfig, ModuleDetails, ModuleSpec, OWNER, OWNER_LABEL,
+    RuntimeStatus, Settings, State, Status,
 };
 use contract::grant::GrantName;
 use contract::names::{Generation, ModuleName};
@@ -322,17 +322,24 @@ impl Module {
             (None, Some((_, code))) if code != 0 => State::Failed,
             (None, _) => State::Stopped,
         };
-        let mut config = self.spec.config.clone();
+        let asked = &self.spec.config.settings;
         // Secrets in the environment and logins are not read back (R48).
-        config.env = Vec::new();
-        config.settings.auth = None;
-        config.settings.create_options = Some(self.labels());
-        config.settings.image_hash = running.map(|r| {
-            format!(
-                "sha256:{}",
-                contract::audit::hex(&r.facts.executable.digest)
-            )
-        });
+        let settings = Settings {
+            image: asked.image.clone(),
+            image_hash: running.map(|r| {
+                format!(
+                    "sha256:{}",
+                    contract::audit::hex(&r.facts.executable.digest)
+                )
+            }),
+            create_options: Some(self.labels()),
+            digest: asked.digest.clone(),
+            auth: None,
+        };
+        let config = ModuleConfig {
+            settings,
+            env: Vec::new(),
+        };
         ModuleDetails {
             id: "id".to_owned(),
             name: self.name.plain().to_owned(),
