@@ -401,3 +401,137 @@ fn trust_bundle(
         certificate: String::new(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Mutex;
+
+    use contract::api::key::KeyHandle;
+    use contract::time::{ClockTrust, Now};
+    use local::files::{Dir, Rules, own_uid};
+
+    use super::*;
+    use crate::keys::Keyd;
+
+    const USER: User = User(1000);
+
+    /// A folder that ends with its test.
+    struct Scratch(PathBuf, Dir);
+
+    impl Drop for Scratch {
+        #[expect(clippy::disallowed_methods, reason = "removes what the test made")]
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    type Log = Arc<Mutex<Vec<(Event, Decision, String)>>>;
+
+    /// The certificate part with user 1000 in its table, and a key service that is away. A full log takes no changes.
+    fn service(name: &str, full: bool) -> (CertificateService, Scratch, Log) {
+        let at = std::env::temp_dir().join(format!("identityd-api-{name}-{}", std::process::id()));
+        let dir = Dir::open_or_create(&at, Rules::guarded(own_uid())).unwrap();
+        let config =
+            format!("homedir_path = {at:?}\n[[principal]]\nuid = 1000\ncerts = [\"mine\"]");
+        let clock = || Now {
+            monotonic_ms: 0,
+            wall: 1_795_478_400,
+            trust: ClockTrust::Network,
+        };
+        let certs = Certs::new(
+            toml::from_str(&config).unwrap(),
+            dir.clone(),
+            Rules::guarded(own_uid()),
+            Arc::new(Keyd::new(&at.join("nobody.sock"))),
+            Arc::new(clock),
+            Arc::new(|_, _| {}),
+        );
+        let log = Log::default();
+        let kept = Arc::clone(&log);
+        let journal: Journal = Arc::new(move |entry: Entry| {
+            if full && entry.decision == Decision::Allowed {
+                return Err(Refusal::new(Class::Unavailable, "the audit log is full"));
+            }
+            let one = (entry.event, entry.decision, entry.object);
+            kept.lock().unwrap().push(one);
+            Ok(())
+        });
+        let certs = Arc::new(certs);
+        (CertificateService { certs, journal }, Scratch(at, dir), log)
+    }
+
+    fn id(text: &str) -> CertId {
+        CertId::new(text).unwrap()
+    }
+
+    #[test]
+    fn with_a_full_log_no_certificate_is_imported_or_deleted() {
+        let (api, scratch, _) = service("full", true);
+        let text = rcgen::CertificateParams::default()
+            .self_signed(&rcgen::KeyPair::generate().unwrap())
+            .unwrap()
+            .pem();
+        let import = Ask {
+            target: id("mine"),
+            body: Pem { pem: text.clone() },
+        };
+        let refused = import_cert(&api, &USER, import).unwrap_err();
+        assert_eq!(refused.class, Class::Unavailable);
+        assert!(scratch.1.list().unwrap().is_empty(), "nothing was written");
+        api.certs.import(&id("mine"), &text).unwrap();
+        let delete = Ask {
+            target: id("mine"),
+            body: Empty,
+        };
+        let refused = delete_cert(&api, &USER, delete).unwrap_err();
+        assert_eq!(refused.class, Class::Unavailable);
+        assert!(api.certs.read(&id("mine")).is_ok(), "it is still there");
+    }
+
+    #[test]
+    fn a_change_that_fails_is_on_record_as_allowed_and_as_refused() {
+        let (api, _scratch, log) = service("fails", false);
+        let create = Ask {
+            target: (),
+            body: cert::CreateRequest {
+                cert_id: id("mine"),
+                csr: "no request".to_owned(),
+                issuer: None,
+            },
+        };
+        assert!(create_cert(&api, &USER, create).is_err());
+        let want = [
+            (Event::CertIssued, Decision::Allowed, "mine".to_owned()),
+            (Event::CertRefused, Decision::Refused, "mine".to_owned()),
+        ];
+        assert_eq!(*log.lock().unwrap(), want);
+    }
+
+    #[test]
+    fn p8_nobody_has_a_certificate_issued_by_an_issuer_that_is_not_his() {
+        let (api, _scratch, log) = service("deputy", false);
+        let create = |issuer: &str| Ask {
+            target: (),
+            body: cert::CreateRequest {
+                cert_id: id("mine"),
+                csr: "no request".to_owned(),
+                issuer: Some(cert::Issuer {
+                    cert_id: id(issuer),
+                    private_key_handle: KeyHandle("copied".to_owned()),
+                }),
+            },
+        };
+        let refused = create_cert(&api, &USER, create("ca")).unwrap_err();
+        assert_eq!(refused.class, Class::Unauthorized);
+        assert_eq!(
+            refused.message,
+            "user 1000 is not authorized to modify the cert ca"
+        );
+        let want = (Event::CertRefused, Decision::Refused, "ca".to_owned());
+        assert_eq!(*log.lock().unwrap(), [want]);
+        // With a right to the issuer only the request itself is wrong.
+        let refused = create_cert(&api, &USER, create("mine")).unwrap_err();
+        assert_eq!(refused.class, Class::BadRequest);
+    }
+}

@@ -262,7 +262,7 @@ struct Tick {
 
 impl Tick {
     fn run(mut self, audit: &Audit, clock: &clock::Clock) {
-        let mut signed = false;
+        let mut signed = self.witness.sign_heads(audit, &clock.now(), true);
         while self.stop.wait(TICK) {
             let now = clock.now();
             if let Err(error) = audit.settle(&now) {

@@ -398,6 +398,22 @@ fn handles_and_keys_survive_a_restart() {
 }
 
 #[test]
+fn a41_a_delegate_uses_a_derived_key_and_never_takes_its_bytes() {
+    let world = World::new(
+        "[[principal]]\nuid = 1000\nkeys = ['*']\ndelegates = [1002]\npurposes = ['sign-token','derive','export-derived']\n",
+    );
+    let key = world.import(ALICE, "key", &[9; 32]).unwrap();
+    let own = world.derive(ALICE, &key, b"mod:1:primary").unwrap();
+    let lent_on = world.derive(DELEGATE, &key, b"mod:1:primary").unwrap();
+    for handle in [&own, &lent_on] {
+        assert_eq!(status(world.hmac(DELEGATE, handle, b"m")), 200);
+        assert_eq!(status(world.export(DELEGATE, handle)), 401);
+    }
+    assert!(world.audit("key.exported").is_empty());
+    assert_eq!(status(world.export(ALICE, &own)), 200);
+}
+
+#[test]
 fn values_are_those_of_the_protocol() {
     let world = World::new(
         "[[principal]]\nuid = 1000\nkeys = ['*']\npurposes = ['sign-token','derive','encrypt','decrypt','export-derived']\n",

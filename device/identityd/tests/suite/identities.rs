@@ -8,7 +8,7 @@ use contract::api::identity::{Identity, LocalIdentity, LocalOptions};
 use contract::audit::{Decision, Entry, Event};
 use contract::bytes::Secret;
 use contract::names::{CertId, DeviceId, Generation, HostName, ModuleId};
-use contract::refusal::Refusal;
+use contract::refusal::{Class, Refusal};
 use contract::time::{ClockTrust, Now};
 use identityd::certs::CertsError;
 use identityd::cloud::{Cloud, CloudError, Hub, Known, Network};
@@ -170,6 +170,8 @@ struct World {
     above: Above,
     entries: Arc<Mutex<Vec<Entry>>>,
     issuing: Arc<dyn Issuing>,
+    /// The audit log takes nothing more.
+    full: bool,
 }
 
 impl World {
@@ -180,6 +182,7 @@ impl World {
             above: Above::default(),
             entries: Arc::default(),
             issuing: Arc::new(NoIssuing),
+            full: false,
         };
         world.keys.put("device-id", &[7; 32]);
         world
@@ -190,7 +193,7 @@ impl World {
         let config = format!("hostname = \"dev\"\nhomedir = \"/nowhere\"\n{config}");
         let config: config::Identities = toml::from_str(&config).unwrap();
         let rules = Rules::guarded(support::uid());
-        let entries = Arc::clone(&self.entries);
+        let (entries, full) = (Arc::clone(&self.entries), self.full);
         let identities = Identities::new(Parts {
             config,
             store: Store::new(
@@ -202,6 +205,9 @@ impl World {
             cloud: Box::new(self.above.clone()),
             issuing: Arc::clone(&self.issuing),
             journal: Arc::new(move |entry| -> Result<(), Refusal> {
+                if full && entry.decision == Decision::Allowed {
+                    return Err(Refusal::new(Class::Unavailable, "full"));
+                }
                 entries.lock().unwrap().push(entry);
                 Ok(())
             }),
@@ -343,10 +349,11 @@ fn a72_a_new_hub_replaces_the_old_one_only_after_it_answered() {
         Some("a.hubs.test"),
         "b is silent"
     );
-    assert_eq!(
-        world.events(),
-        [(Event::ProvisioningRefused, Decision::Refused)]
-    );
+    let want = [
+        (Event::ManagementDone, Decision::Allowed),
+        (Event::ProvisioningRefused, Decision::Refused),
+    ];
+    assert_eq!(world.events(), want);
     assert_eq!(
         hub_of(&world.start(DPS)).as_deref(),
         Some("a.hubs.test"),
@@ -669,7 +676,7 @@ fn local_identities_come_with_a_key_and_a_certificate_of_their_role() {
         "#,
     );
     let Identity::Local(LocalIdentity { module_id, auth }) =
-        identities.local(&id("server")).unwrap()
+        identities.local("uid 9", &id("server")).unwrap()
     else {
         panic!("not local")
     };
@@ -690,15 +697,15 @@ fn local_identities_come_with_a_key_and_a_certificate_of_their_role() {
     assert_eq!(auth.expiration, "2026-12-24T00:00:00+00:00");
     let options: Option<&LocalOptions> = None;
     assert!(matches!(
-        identities.create_local(&id("server"), options),
+        identities.create_local("uid 9", &id("server"), options),
         Err(IdentityError::LocalExists(_))
     ));
     assert!(matches!(
-        identities.local(&id("other")),
+        identities.local("uid 9", &id("other")),
         Err(IdentityError::NoModule)
     ));
     for name in ["local-ca", "not-listed"] {
-        let refused = identities.create_local(&id(name), options);
+        let refused = identities.create_local("uid 9", &id(name), options);
         let own = support::uid() == 0 && name == "not-listed";
         match refused {
             Err(IdentityError::NotOurs(_)) => assert!(!own, "{name}"),
@@ -707,6 +714,83 @@ fn local_identities_come_with_a_key_and_a_certificate_of_their_role() {
             other => panic!("{name}: {other:?}"),
         }
     }
+}
+
+const LOCAL: &str = r#"
+    localid = { domain = "home.lan" }
+    principal = [{ uid = 9, name = "server", idtype = ["local"], localid = { type = "x509", attributes = "server" } }]
+    [provisioning]
+    source = "none"
+"#;
+
+/// Issues nothing, and says how much was on record when it was asked.
+struct Watching(Arc<Mutex<Vec<Entry>>>, Arc<Mutex<Vec<usize>>>);
+
+impl Issuing for Watching {
+    fn issue(&self, _: &CertId, _: &str) -> Result<String, IdentityError> {
+        self.1.lock().unwrap().push(self.0.lock().unwrap().len());
+        Err(IdentityError::BadCertificate)
+    }
+}
+
+#[test]
+fn a_local_identity_is_on_record_before_it_is_issued_and_again_when_it_fails() {
+    let mut world = World::new("local-record");
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    world.issuing = Arc::new(Watching(Arc::clone(&world.entries), Arc::clone(&asked)));
+    let identities = world.start(LOCAL);
+    let failed = identities.create_local("uid 5", &id("m"), None);
+    assert!(matches!(failed, Err(IdentityError::BadCertificate)));
+    assert_eq!(*asked.lock().unwrap(), [1]);
+    let who: Vec<String> = world
+        .entries
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|e| e.principal.clone())
+        .collect();
+    assert_eq!(who, ["uid 5", "uid 5"]);
+    let want = [
+        (Event::CertIssued, Decision::Allowed),
+        (Event::CertRefused, Decision::Refused),
+    ];
+    assert_eq!(world.events(), want);
+    // Nothing is issued that cannot be recorded.
+    world.full = true;
+    let refused = world.start(LOCAL).local("uid 9", &id("server"));
+    assert!(matches!(refused, Err(IdentityError::Audit(_))));
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn provisioning_and_module_changes_are_on_record_before_they_are_made() {
+    let mut world = World::new("records");
+    world.hub_appears("a.hubs.test");
+    world.assigns("a.hubs.test");
+    let identities = world.start(DPS);
+    identities.settle().unwrap();
+    let changed = (Event::ProvisioningChanged, Decision::Allowed);
+    assert_eq!(world.events(), [changed]);
+    identities.create_module("uid 5", &id("m")).unwrap();
+    identities.update_module("uid 5", &id("m")).unwrap();
+    identities.delete_module("uid 5", &id("m")).unwrap();
+    assert_eq!(world.events(), [changed; 3]);
+    // The answer is the hub it has: only that somebody asked is new.
+    identities.reprovision("uid 5").unwrap();
+    assert_eq!(world.events(), [(Event::ManagementDone, Decision::Allowed)]);
+    world.full = true;
+    let identities = world.start(DPS);
+    world.calls();
+    let refused = [
+        identities.create_module("uid 5", &id("m")).map(drop),
+        identities.update_module("uid 5", &id("m")).map(drop),
+        identities.delete_module("uid 5", &id("m")),
+        identities.reprovision("uid 5"),
+    ];
+    for answer in refused {
+        assert!(matches!(answer, Err(IdentityError::Audit(_))), "{answer:?}");
+    }
+    assert_eq!(world.calls(), [""; 0]);
 }
 
 #[test]

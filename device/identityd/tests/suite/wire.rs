@@ -15,14 +15,17 @@ use serde_json::{Value, json};
 
 use contract::api::key::{self, CreateKeyRequest, Usage};
 use contract::bytes::Secret;
+use contract::endpoint::Empty;
 use contract::names::KeyId;
 use identityd::keys::{Keyd, Keys as _, RemoteKey};
 use keyd::config::Config;
+use local::audit::verify_dir;
 use local::client::Client;
 use local::config::Sources;
+use local::files::{Dir, Rules};
 use local::peer::{KernelFacts, Require};
 use local::server::{Limits, Listener, Server};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, PublicKeyData as _};
 
 use crate::support::{self, Folder};
 
@@ -60,7 +63,7 @@ impl World {
             bundle = ["aziot-edged-ca"]
             [[principal]]
             uid = {uid}
-            certs = ["aziot-edged-ca", "aziot-edged/module/*", "copy", "bundle", "x"]
+            certs = ["aziot-edged-ca", "aziot-edged/module/*", "copy", "bundle", "x", "y"]
             [endpoints]
             aziot_certd = "unix://{at}/c.sock"
             aziot_keyd = "unix://{at}/k.sock"
@@ -510,6 +513,44 @@ fn a131_what_was_answered_is_there_after_a_kill() {
         .collect();
     assert_eq!(records.matches("cert.issued").count(), 3, "{records}");
     assert_eq!(records.matches("prov.changed").count(), 1, "{records}");
+}
+
+#[test]
+fn the_audit_log_has_signed_heads_from_start_to_stop() {
+    let mut world = World::new("wire-heads", MANUAL);
+    let (_, csr) = world.edge_ca();
+    let create = json!({ "certId": "aziot-edged-ca", "csr": csr });
+    assert_eq!(world.certs("POST", "/certificates", Some(&create)).0, 201);
+    let mut daemon = world.daemon.take().unwrap();
+    let pid = daemon.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert!(daemon.wait().unwrap().success());
+    let client = Client::new(world.folder.path().join("k.sock"));
+    let key_id = KeyId::new("holdfast_audit_identityd").unwrap();
+    let pair = client.call::<key::LoadKeyPair>(&key_id, &Empty).unwrap();
+    let request = key::HandleRequest {
+        key_handle: pair.key_handle,
+    };
+    let point = client
+        .call::<key::PublicParameter>(&key::Parameter::EcPoint, &request)
+        .unwrap()
+        .value;
+    let public = public_key(&point);
+    let dir = Dir::open(
+        &world.folder.path().join("i/audit"),
+        Rules::private(support::uid()),
+    )
+    .unwrap();
+    let report = verify_dir(&dir, Some(public.der_bytes())).unwrap();
+    assert_eq!(report.problem, None);
+    assert!(report.records >= 2);
+    assert_eq!(report.signed_through, Some(report.last));
 }
 
 #[test]
