@@ -269,7 +269,12 @@ fn is_open(stream: &UnixStream) -> bool {
 fn fill(stream: &mut UnixStream, input: &mut Vec<u8>) -> io::Result<usize> {
     let start = input.len();
     input.resize(start + 4096, 0);
-    let read = stream.read(&mut input[start..]);
+    let read = loop {
+        match stream.read(&mut input[start..]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read,
+        }
+    };
     input.truncate(start + read.as_ref().copied().unwrap_or(0));
     read
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -254,12 +255,12 @@ pub fn send(
     if !descriptors.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(frame)],
-        &mut beside,
-        SendFlags::NOSIGNAL,
-    )?;
+    // A socket with a timeout is interrupted also by a stop and a continuation; the question of a
+    // start would then be lost, and its module would run without anybody knowing it.
+    retry_on_intr(|| {
+        let slices = [IoSlice::new(frame)];
+        rustix::net::sendmsg(socket, &slices, &mut beside, SendFlags::NOSIGNAL)
+    })?;
     Ok(())
 }
 
@@ -271,12 +272,10 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Message> {
     let mut frame = vec![0; HEADER + MAX_BODY];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let got = rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut frame)],
-        &mut beside,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let got = retry_on_intr(|| {
+        let mut slices = [IoSliceMut::new(&mut frame)];
+        rustix::net::recvmsg(socket, &mut slices, &mut beside, RecvFlags::CMSG_CLOEXEC)
+    })?;
     let mut descriptors = Vec::new();
     for message in beside.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
