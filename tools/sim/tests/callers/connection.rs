@@ -212,7 +212,8 @@ fn a20_a_connection_of_the_modules_past_life_is_refused_in_its_next_one() {
     let answer = operator
         .call(device.socket("management"), &restart)
         .unwrap();
-    assert_eq!(answer.status, 204, "{}", answer.text);
+    let why = || device.audit("runtimed").unwrap();
+    assert_eq!(answer.status, 204, "{}\n{:?}", answer.text, why());
     let new = device.puppet("sensor").unwrap();
     assert_ne!(new.pid, old.pid);
     let taken = new.take(&lingering).unwrap();
@@ -243,7 +244,8 @@ fn a20_a_process_of_the_past_life_that_lingers_outside_is_refused() {
     let answer = operator
         .call(device.socket("management"), &restart)
         .unwrap();
-    assert_eq!(answer.status, 204, "{}", answer.text);
+    let why = || device.audit("runtimed").unwrap();
+    assert_eq!(answer.status, 204, "{}\n{:?}", answer.text, why());
     let new = device.puppet("sensor").unwrap();
     assert_ne!(new.pid, old.pid);
     ended.connect(INSIDE).unwrap_err();

@@ -250,7 +250,7 @@ fn collect(folder: &Path, found: &mut impl FnMut(&Path)) {
 #[test]
 fn a34_only_a_known_version_is_served_and_never_the_newest_by_default() {
     let mut device = Device::start(Plan::with(&["sensor"])).unwrap();
-    device.puppet("sensor").unwrap();
+    let _sensor = device.puppet("sensor").unwrap();
     let known = known(&mut device);
     for (api, path, good) in [
         ("key", "/key/holdfast_none", "2021-05-01"),
