@@ -37,6 +37,73 @@ pub enum Times {
 #[derive(Clone, Default)]
 pub struct VirtualDisk(Arc<Mutex<State>>);
 
+/// Runs an act with the power going off before each of its steps in turn, and once afterwards, and
+/// shows every disk that may be found. `act` says whether it was acknowledged. Answers how many steps
+/// there were to cut.
+///
+/// # Panics
+/// When there was none, and whenever `check` does.
+pub fn every_cut(
+    prepare: impl Fn(&VirtualDisk),
+    act: impl Fn(&VirtualDisk) -> bool,
+    check: impl Fn(&VirtualDisk, bool),
+) -> u64 {
+    let mut cuts = 0;
+    loop {
+        let disk = VirtualDisk::default();
+        prepare(&disk);
+        disk.cut_power_at(disk.steps() + cuts);
+        let acknowledged = act(&disk);
+        let complete = !disk.is_off();
+        disk.cut_power();
+        for found in disk.after_power_cut() {
+            check(&found, acknowledged);
+        }
+        if complete {
+            assert!(cuts > 0, "there was a step to cut");
+            return cuts;
+        }
+        cuts += 1;
+    }
+}
+
+/// Runs an act with each of its steps failing in turn, in each way. An acknowledged act must hold
+/// even if the power goes off next; a failed one must succeed when it is tried again.
+///
+/// # Panics
+/// When an act fails on a disk that does not, and whenever `check` does.
+pub fn every_fault(
+    prepare: impl Fn(&VirtualDisk),
+    act: impl Fn(&VirtualDisk) -> bool,
+    check: impl Fn(&VirtualDisk, bool),
+) {
+    let whole = VirtualDisk::default();
+    prepare(&whole);
+    let before = whole.steps();
+    assert!(act(&whole));
+    for step in before..whole.steps() {
+        for fault in [Fault::Eio, Fault::Enospc] {
+            for times in [Times::Once, Times::Always] {
+                let disk = VirtualDisk::default();
+                prepare(&disk);
+                disk.fail_at(step, fault, times);
+                let acknowledged = act(&disk);
+                for found in disk.after_power_cut() {
+                    check(&found, acknowledged);
+                }
+                disk.heal();
+                assert!(
+                    act(&disk),
+                    "{fault:?} {times:?} at {step}: the next try is clean"
+                );
+                for found in disk.after_power_cut() {
+                    check(&found, true);
+                }
+            }
+        }
+    }
+}
+
 #[derive(Clone, Default)]
 struct State {
     inodes: Vec<Inode>,

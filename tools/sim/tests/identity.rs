@@ -18,64 +18,7 @@ use identityd::pem::Chain;
 use identityd::provision::{Device, Record};
 use identityd::store::Store;
 use local::files::{Dir, Rules};
-use sim::disk::{Fault, Times, VirtualDisk};
-
-/// Shows every disk that may be found when the power went off before any step of `act`, which says
-/// whether it was acknowledged.
-fn every_cut(
-    prepare: impl Fn(&VirtualDisk),
-    act: impl Fn(&VirtualDisk) -> bool,
-    check: impl Fn(&VirtualDisk, bool),
-) {
-    for cut in 0.. {
-        let disk = VirtualDisk::default();
-        prepare(&disk);
-        disk.cut_power_at(disk.steps() + cut);
-        let acknowledged = act(&disk);
-        let complete = !disk.is_off();
-        disk.cut_power();
-        for found in disk.after_power_cut() {
-            check(&found, acknowledged);
-        }
-        if complete {
-            assert!(cut > 0, "there was a step to cut");
-            return;
-        }
-    }
-}
-
-/// The same with each step failing, once and always; the next try is clean.
-fn every_fault(
-    prepare: impl Fn(&VirtualDisk),
-    act: impl Fn(&VirtualDisk) -> bool,
-    check: impl Fn(&VirtualDisk, bool),
-) {
-    let whole = VirtualDisk::default();
-    prepare(&whole);
-    let before = whole.steps();
-    assert!(act(&whole));
-    for step in before..whole.steps() {
-        for (fault, times) in [
-            (Fault::Eio, Times::Once),
-            (Fault::Eio, Times::Always),
-            (Fault::Enospc, Times::Once),
-            (Fault::Enospc, Times::Always),
-        ] {
-            let disk = VirtualDisk::default();
-            prepare(&disk);
-            disk.fail_at(step, fault, times);
-            let acknowledged = act(&disk);
-            for found in disk.after_power_cut() {
-                check(&found, acknowledged);
-            }
-            disk.heal();
-            assert!(act(&disk), "{fault:?} {times:?} at {step}");
-            for found in disk.after_power_cut() {
-                check(&found, true);
-            }
-        }
-    }
-}
+use sim::disk::{VirtualDisk, every_cut, every_fault};
 
 /// A key service that is never asked.
 struct NoKeys;

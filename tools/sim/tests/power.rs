@@ -17,66 +17,7 @@ use local::clock::Clock;
 use local::files::Dir;
 use local::records::{self, Record};
 use serde::{Deserialize, Serialize};
-use sim::disk::{Fault, Times, VirtualDisk};
-
-/// Runs an act with the power going off before each of its steps in turn, and once afterwards, and
-/// shows every disk that may be found. `act` says whether it was acknowledged.
-fn every_cut(
-    prepare: impl Fn(&VirtualDisk),
-    act: impl Fn(&VirtualDisk) -> bool,
-    check: impl Fn(&VirtualDisk, bool),
-) -> u64 {
-    let mut cuts = 0;
-    loop {
-        let disk = VirtualDisk::default();
-        prepare(&disk);
-        disk.cut_power_at(disk.steps() + cuts);
-        let acknowledged = act(&disk);
-        let complete = !disk.is_off();
-        disk.cut_power();
-        for found in disk.after_power_cut() {
-            check(&found, acknowledged);
-        }
-        if complete {
-            return cuts;
-        }
-        cuts += 1;
-    }
-}
-
-/// Runs an act with each of its steps failing in turn, in each way. An acknowledged act must hold
-/// even if the power goes off next; a failed one must succeed when it is tried again.
-fn every_fault(
-    prepare: impl Fn(&VirtualDisk),
-    act: impl Fn(&VirtualDisk) -> bool,
-    check: impl Fn(&VirtualDisk, bool),
-) {
-    let whole = VirtualDisk::default();
-    prepare(&whole);
-    let before = whole.steps();
-    assert!(act(&whole));
-    for step in before..whole.steps() {
-        for fault in [Fault::Eio, Fault::Enospc] {
-            for times in [Times::Once, Times::Always] {
-                let disk = VirtualDisk::default();
-                prepare(&disk);
-                disk.fail_at(step, fault, times);
-                let acknowledged = act(&disk);
-                for found in disk.after_power_cut() {
-                    check(&found, acknowledged);
-                }
-                disk.heal();
-                assert!(
-                    act(&disk),
-                    "{fault:?} {times:?} at {step}: the next try is clean"
-                );
-                for found in disk.after_power_cut() {
-                    check(&found, true);
-                }
-            }
-        }
-    }
-}
+use sim::disk::{Fault, Times, VirtualDisk, every_cut, every_fault};
 
 fn dir(disk: &VirtualDisk) -> Dir {
     Dir::over(disk.dir("state")).unwrap()
