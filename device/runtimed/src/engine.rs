@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use contract::grant::GrantName;
 use contract::names::ModuleName;
-use contract::warden::{EnvPair, Measured, State};
+use contract::warden::{EnvPair, Measured, Reason, State};
 use local::warden::{Running, WardenError};
 
 /// Why an engine did not do something.
@@ -27,6 +27,15 @@ pub enum EngineError {
         #[source]
         cause: std::io::Error,
     },
+}
+
+impl EngineError {
+    /// Whether a module of that name runs already.
+    #[must_use]
+    pub fn is_already_running(&self) -> bool {
+        matches!(self, Self::Warden(WardenError::Refused(refusal))
+            if refusal.reason == Reason::AlreadyRunning)
+    }
 }
 
 /// What to start.

@@ -275,6 +275,13 @@ impl Runtime {
             }
             Err(error) => {
                 log::failure(log::Level::Warn, &error);
+                if error.is_already_running() {
+                    // The answer to an earlier start was lost. Nobody has registered what runs, so
+                    // it is nobody; the next start is a clean one.
+                    if let Err(error) = self.engine.stop(&module.name, 0) {
+                        log::failure(log::Level::Warn, &error);
+                    }
+                }
                 Err(failed("start", module, &error))
             }
         }

@@ -4,7 +4,7 @@
 //! `make tcb`; [`callers`] writes the table of who may call what. [`disk`] is a disk that loses
 //! power and fails, for the crash tests. [`conformance`] compares every wire answer with what is recorded in
 //! `conformance/`, on a [`stage`] with a [`puppet`] for each kind of caller; [`load`] is the client
-//! that measures, [`bench`] the table it fills.
+//! that measures, [`mod@bench`] the table it fills.
 
 pub mod bench;
 pub mod callers;
