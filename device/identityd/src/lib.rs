@@ -3,7 +3,7 @@
 //! Two APIs over one daemon: certificates ([`certs`], [`csr`], [`issue`], [`pem`]) and identities
 //! ([`identities`], [`modules`], [`provision`], [`reconcile`], [`act`], [`store`]). It may call keyd
 //! ([`keys`]) and the network ([`cloud`]); it holds no private key of the device. Start at [`api`];
-//! [`serve`] puts the parts together.
+//! `main.rs` puts the parts together.
 
 pub mod act;
 pub mod api;
