@@ -87,12 +87,17 @@ pub fn run(mut options: Options, form: Output) -> Exit {
     let took = json!({ "seconds": (started.elapsed().as_millis() as f64) / 1000.0 });
     if options.keep && !failed {
         report(options, "done", Ok(&took), None);
-        loop {
-            std::thread::park();
-        }
+        wait_for_the_end();
     }
-    // Everything ends here, before the last line says so.
-    drop(run.lock().unwrap_or_else(PoisonError::into_inner).take());
+    // Everything ends here, before the last line says so, and under the lock: an interrupt waits for
+    // it, and if it was first, we wait for the interrupt.
+    let mut living = run.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(ended) = living.take() else {
+        drop(living);
+        wait_for_the_end()
+    };
+    drop(ended);
+    drop(living);
     report(
         options,
         "done",
@@ -117,6 +122,13 @@ impl Drop for Run {
         while let Some((_, mut daemon)) = self.daemons.pop() {
             daemon.stop();
         }
+    }
+}
+
+/// Waits while somebody else ends the process.
+fn wait_for_the_end() -> ! {
+    loop {
+        std::thread::park();
     }
 }
 
@@ -226,10 +238,17 @@ impl Steps<'_> {
         }
     }
 
-    /// Something with what lives; an interrupted run has nothing any more.
+    /// Something with what lives. An interrupted run has nothing any more, and who ended it ends the
+    /// process too.
     fn with<T>(&self, work: impl FnOnce(&mut Run) -> Result<T, Failure>) -> Result<T, Failure> {
         let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        work(run.as_mut().ok_or("interrupted")?)
+        match run.as_mut() {
+            Some(run) => work(run),
+            None => {
+                drop(run);
+                wait_for_the_end()
+            }
+        }
     }
 
     fn paths(&self) -> Result<Paths, Failure> {
