@@ -21,8 +21,6 @@ use local::peer::Require;
 pub use self::certificates::{Certificates, Issuance, LocalCa, Method, Preloaded, Writers};
 pub use self::identities::{Identities, Principal, PrincipalKind, Provisioning, SYSTEM_ROOTS, Who};
 
-const KEYD_SOCKET: &str = "/run/aziot/keyd.sock";
-
 /// Why a configuration is refused. Each text names the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -159,6 +157,27 @@ struct WireEndpoints {
     aziot_keyd: Option<String>,
     #[serde(rename = "aziot_tpmd")]
     _tpmd: Option<IgnoredAny>,
+}
+
+impl WireEndpoints {
+    fn certd(&self) -> Result<PathBuf, ConfigError> {
+        let uri = self.aziot_certd.as_deref();
+        unix("endpoints.aziot_certd", uri, "/run/aziot/certd.sock")
+    }
+
+    fn identityd(&self) -> Result<PathBuf, ConfigError> {
+        let uri = self.aziot_identityd.as_deref();
+        unix(
+            "endpoints.aziot_identityd",
+            uri,
+            "/run/aziot/identityd.sock",
+        )
+    }
+
+    fn keyd(&self) -> Result<PathBuf, ConfigError> {
+        let uri = self.aziot_keyd.as_deref();
+        unix("endpoints.aziot_keyd", uri, "/run/aziot/keyd.sock")
+    }
 }
 
 fn requests(wanted: Option<u32>) -> Result<u32, ConfigError> {

@@ -12,8 +12,7 @@ use contract::names::{CertId, KeyId};
 use contract::policy::glob;
 
 use super::{
-    ConfigError, KEYD_SOCKET, Process, WireEndpoints, contradiction, file, later, missing,
-    requests, unix, value,
+    ConfigError, Process, WireEndpoints, contradiction, file, later, missing, requests, value,
 };
 use crate::csr::{MAX_COMMON_NAME, NameError, check_part};
 use crate::issue::DEFAULT_DAYS;
@@ -231,16 +230,8 @@ impl TryFrom<WireCertificates> for Certificates {
             local_ca: wire.cert_issuance.local_ca,
             issuer_certs,
             process: Process::new(wire.log_level.as_deref(), wire.require_strong_callers)?,
-            socket: unix(
-                "endpoints.aziot_certd",
-                ends.aziot_certd.as_deref(),
-                "/run/aziot/certd.sock",
-            )?,
-            keyd: unix(
-                "endpoints.aziot_keyd",
-                ends.aziot_keyd.as_deref(),
-                KEYD_SOCKET,
-            )?,
+            socket: ends.certd()?,
+            keyd: ends.keyd()?,
         })
     }
 }

@@ -12,8 +12,7 @@ use contract::names::{DeviceId, HostName, KeyId, ModuleId, RegistrationId};
 use net::dps::HubRule;
 
 use super::{
-    ConfigError, KEYD_SOCKET, Process, WireEndpoints, contradiction, file, later, missing,
-    requests, unix, value,
+    ConfigError, Process, WireEndpoints, contradiction, file, later, missing, requests, value,
 };
 
 /// Hubs of the public clouds, which an installation without `allowed_hubs` may be sent to.
@@ -331,21 +330,9 @@ impl TryFrom<WireIdentities> for Identities {
             gateway,
             trusted_certs,
             process: Process::new(wire.log_level.as_deref(), wire.require_strong_callers)?,
-            socket: unix(
-                "endpoints.aziot_identityd",
-                ends.aziot_identityd.as_deref(),
-                "/run/aziot/identityd.sock",
-            )?,
-            certd: unix(
-                "endpoints.aziot_certd",
-                ends.aziot_certd.as_deref(),
-                "/run/aziot/certd.sock",
-            )?,
-            keyd: unix(
-                "endpoints.aziot_keyd",
-                ends.aziot_keyd.as_deref(),
-                KEYD_SOCKET,
-            )?,
+            socket: ends.identityd()?,
+            certd: ends.certd()?,
+            keyd: ends.keyd()?,
         })
     }
 }
